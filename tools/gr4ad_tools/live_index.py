@@ -1,0 +1,136 @@
+"""How long a committed change takes to show: a new ad until it is generated, a paused ad until it is gone.
+
+Both are measured from outside, on what the generator returns. A new ad is a further campaign of a creative that the
+probed user is being shown, with another conversion type: it shares the semantic codes and so has every chance to be
+generated as soon as the index holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from gr4ad.generation.v1 import generation_pb2_grpc
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.type.v1 import type_pb2
+
+from gr4ad_tools.traffic import Answer, ask
+
+CANDIDATES = 128  # as many as the last beam level holds, so that presence does not hang on the ranking
+LANES = 2  # probes under way at a time
+GIVE_UP_S = 5.0
+WATCH_PAUSED_S = 1.5
+# After this long a paused ad must be gone from every answer to a request sent since.
+PAUSE_LIMIT_S = 1.0
+
+
+@dataclass
+class LiveIndexDelays:
+    """Delays of the probes; times of pauses are of the monotonic clock, in seconds."""
+
+    insert_ms: list[float] = field(default_factory=list)
+    pause_ms: list[float] = field(default_factory=list)
+    never_generated: int = 0
+    paused_at: dict[str, float] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+
+
+async def probe(
+    sid_channel: grpc.aio.Channel,
+    generator_channel: grpc.aio.Channel,
+    visits: Sequence[type_pb2.UserContext],
+    ads: Mapping[str, sid_pb2.Ad],
+    *,
+    probes: int,
+    run_id: str,
+    on_probe: Callable[[], None] = lambda: None,
+) -> LiveIndexDelays:
+    """Insert and pause ads, a few at a time, while other traffic flows.
+
+    Args:
+        sid_channel: Channel to the SID assigner.
+        generator_channel: Channel to the generator.
+        visits: Users to probe with, one per probe.
+        ads: Content of the catalogue's ads, by id; the new ads are made from it.
+        probes: How many ads to insert and pause.
+        run_id: Prefix of the new ads' ids; unique per run.
+        on_probe: Called after each probe.
+    """
+    sids = sid_pb2_grpc.SidServiceStub(sid_channel)
+    generator = generation_pb2_grpc.GenerationServiceStub(generator_channel)
+    delays = LiveIndexDelays()
+
+    async def look(number: int, name: str) -> Answer | None:
+        context = visits[number % len(visits)]
+        return await ask(generator, context, f"{run_id}-{name}", CANDIDATES, number, delays.failures)
+
+    async def one(number: int) -> None:
+        first = await look(number, f"{number}-first")
+        known = [ad_id for ad_id in first.ad_ids if ad_id in ads] if first else []
+        if not known:
+            delays.never_generated += 1
+            return
+        ad = _further_campaign(ads[known[0]], f"{run_id}-ad-{number}")
+        await sids.BatchCreateAdSids(
+            sid_pb2.BatchCreateAdSidsRequest(request_id=f"{ad.ad_id}-create", ads=[ad]), timeout=GIVE_UP_S
+        )
+        committed = time.monotonic()
+        appeared = None
+        for turn in itertools.count():
+            answer = await look(number, f"{number}-insert-{turn}")
+            if answer is not None and ad.ad_id in answer.ad_ids:
+                appeared = answer.received
+            if appeared is not None or time.monotonic() - committed > GIVE_UP_S:
+                break
+        if appeared is None:
+            delays.never_generated += 1
+        delays.insert_ms.append(1000.0 * (GIVE_UP_S if appeared is None else appeared - committed))
+
+        await sids.UpdateAd(sid_pb2.UpdateAdRequest(ad_id=ad.ad_id, state=sid_pb2.AD_STATE_PAUSED), timeout=GIVE_UP_S)
+        paused = last_seen = time.monotonic()
+        delays.paused_at[ad.ad_id] = paused
+        for turn in itertools.count():
+            answer = await look(number, f"{number}-pause-{turn}")
+            if answer is not None and ad.ad_id in answer.ad_ids:
+                last_seen = answer.received
+            if time.monotonic() - paused > WATCH_PAUSED_S:
+                break
+        delays.pause_ms.append(1000.0 * (last_seen - paused))
+
+    async def lane(number: int) -> None:
+        for probe_number in range(number, probes, LANES):
+            await one(probe_number)
+            on_probe()
+
+    await asyncio.gather(*(lane(number) for number in range(LANES)))
+    return delays
+
+
+def dead_ads(answers: Sequence[Answer], paused_at: Mapping[str, float]) -> int:
+    """Count ads returned to requests that were sent more than a second after the ad's pause was committed."""
+    return sum(
+        1
+        for answer in answers
+        for ad_id in answer.ad_ids
+        if ad_id in paused_at and answer.sent > paused_at[ad_id] + PAUSE_LIMIT_S
+    )
+
+
+def _further_campaign(ad: sid_pb2.Ad, ad_id: str) -> sid_pb2.Ad:
+    """Return the same creative as an ad of its own that is paid for by another kind of conversion."""
+    other = sid_pb2.Ad()
+    other.CopyFrom(ad)
+    other.ad_id = ad_id
+    other.advertiser_id = ad.advertiser_id or ad.brand or ad.ad_id
+    other.conversion_type = (
+        sid_pb2.CONVERSION_TYPE_LEAD
+        if ad.conversion_type != sid_pb2.CONVERSION_TYPE_LEAD
+        else sid_pb2.CONVERSION_TYPE_PURCHASE
+    )
+    other.state = sid_pb2.AD_STATE_ACTIVE
+    return other
