@@ -1,0 +1,140 @@
+"""The decoder layers: a parallel one that reads only the context, and a causal one that also reads earlier levels.
+
+Shapes: B requests, Q queries of a request, N paths of a request, P positions of a path (levels, the eCPM step last),
+W beams, C context vectors, D model width, H heads, K head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention, silu
+
+from gr4ad_core.model.config import LazyArConfig
+
+
+class SwiGlu(nn.Module):
+    """Gated feed-forward block."""
+
+    def __init__(self, config: LazyArConfig) -> None:
+        """Make the gate and input projections as one matrix."""
+        super().__init__()
+        self.gate_and_input = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
+        self.output = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `[..., D]` to `[..., D]`."""
+        gate, value = self.gate_and_input(x).chunk(2, dim=-1)
+        mapped: Tensor = self.output(silu(gate) * value)
+        return mapped
+
+
+class CrossAttention(nn.Module):
+    """Attention to the context, whose keys and values come ready-made and are shared by all queries of a request."""
+
+    def __init__(self, config: LazyArConfig) -> None:
+        """Make the query and output projections."""
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.query = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x_BQD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
+        """Read the context from each query."""
+        q_BHQK = self.query(x_BQD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        y_BHQK = scaled_dot_product_attention(q_BHQK, keys_BHCK, values_BHCK, attn_mask=bias_B11C)
+        read: Tensor = self.output(y_BHQK.transpose(1, 2).flatten(-2))
+        return read
+
+
+class LevelAttention(nn.Module):
+    """Causal self-attention over the few positions of one path."""
+
+    def __init__(self, config: LazyArConfig) -> None:
+        """Make the query, key and value projections as one matrix."""
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.query_key_value = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
+        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+
+    def forward(self, x_NPD: Tensor) -> Tensor:
+        """Attend from every position to itself and the earlier ones of its path."""
+        q, k, v = (
+            part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.query_key_value(x_NPD).chunk(3, -1)
+        )
+        y_NHPK = scaled_dot_product_attention(q, k, v, is_causal=True)
+        read: Tensor = self.output(y_NHPK.transpose(1, 2).flatten(-2))
+        return read
+
+    def project(self, x_BWD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return queries `[B, W, D]` and, side by side, keys and values `[B, W, 2D]` of one position."""
+        q_BWD, kv_BWE = self.query_key_value(x_BWD).split([x_BWD.shape[-1], 2 * x_BWD.shape[-1]], dim=-1)
+        return q_BWD, kv_BWE
+
+    def read_path(self, q_BWD: Tensor, kv_BWPE: Tensor) -> Tensor:
+        """Attend from one query per beam to the positions of its own path, keys and values side by side."""
+        batch, width, positions, _ = kv_BWPE.shape
+        q_BW1HK = q_BWD.view(batch, width, 1, self.n_heads, -1)
+        k_BWPHK, v_BWPHK = kv_BWPE.view(batch, width, positions, 2, self.n_heads, -1).unbind(3)
+        # A handful of positions: sums of products beat a matrix product per beam and head.
+        scores_BWPH = (q_BW1HK * k_BWPHK).sum(-1) * q_BW1HK.shape[-1] ** -0.5
+        y_BWHK = (scores_BWPH.softmax(dim=2).unsqueeze(-1) * v_BWPHK).sum(2)
+        read: Tensor = self.output(y_BWHK.flatten(-2))
+        return read
+
+
+class ParallelLayer(nn.Module):
+    """A trunk layer: each query by itself reads the context, then a feed-forward block."""
+
+    def __init__(self, config: LazyArConfig) -> None:
+        """Make the blocks, each behind its norm."""
+        super().__init__()
+        self.cross_norm = nn.RMSNorm(config.d_model)
+        self.cross_attention = CrossAttention(config)
+        self.feed_forward_norm = nn.RMSNorm(config.d_model)
+        self.feed_forward = SwiGlu(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BQD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
+        """Return the states `[B, Q, D]` after the layer."""
+        x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), keys_BHCK, values_BHCK, bias_B11C))
+        out: Tensor = x_BQD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BQD)))
+        return out
+
+
+class CausalLayer(nn.Module):
+    """An autoregressive layer: causal self-attention over levels, then a parallel layer."""
+
+    def __init__(self, config: LazyArConfig) -> None:
+        """Make the self-attention in front of the parallel part."""
+        super().__init__()
+        self.level_norm = nn.RMSNorm(config.d_model)
+        self.level_attention = LevelAttention(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.parallel = ParallelLayer(config)
+
+    def forward(self, x_BNPD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
+        """Return the states `[B, N, P, D]` of whole paths after the layer."""
+        levels = self.level_attention(self.level_norm(x_BNPD).flatten(0, 1)).view_as(x_BNPD)
+        x_BNPD = x_BNPD + self.dropout(levels)
+        out: Tensor = self.parallel(x_BNPD.flatten(1, 2), keys_BHCK, values_BHCK, bias_B11C)
+        return out.view_as(x_BNPD)
+
+    def step(
+        self,
+        x_BWD: Tensor,
+        remember: Callable[[Tensor], Tensor],
+        keys_BHCK: Tensor,
+        values_BHCK: Tensor,
+        bias_B11C: Tensor,
+    ) -> Tensor:
+        """Return the states `[B, W, D]` of one more position per beam.
+
+        `remember` takes the position's keys and values `[B, W, 2D]` and returns those of each beam's path so far,
+        this position included, `[B, W, P, 2D]`.
+        """
+        q_BWD, kv_BWE = self.level_attention.project(self.level_norm(x_BWD))
+        x_BWD = x_BWD + self.level_attention.read_path(q_BWD, remember(kv_BWE))
+        out: Tensor = self.parallel(x_BWD, keys_BHCK, values_BHCK, bias_B11C)
+        return out
