@@ -15,7 +15,7 @@ help: ## List the targets
 demo: $(SETUP) ## Run the whole loop on a simulated market: four services, one report
 	$(BIN)/gr4ad demo $(ARGS)
 
-test: $(SETUP) ## Run the tests
+test: $(SETUP) $(BIN)/helm ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types imports contracts test ## Run every check: style, types, import rules, contracts, tests
@@ -51,6 +51,9 @@ $(VENV)/.installed: requirements/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" -r requirements/dev.txt
 	touch $@
+
+$(BIN)/helm: $(VENV)/.installed tools/install_helm.py
+	$(BIN)/python tools/install_helm.py
 
 $(CONTRACTS): $(VENV)/.installed $(shell find protos/gr4ad -name '*.proto') protos/generate.py
 	$(BIN)/python protos/generate.py

@@ -1,0 +1,138 @@
+"""The report's drawings, each an SVG text made from measured values."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+INK = "#24292f"
+MUTED = "#8a929b"
+POLICY = "#2b6cb0"
+SECOND = "#c05621"
+THIRD = "#2f855a"
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gr4ad",  # the same values give the same file
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def loss_curve(steps: Sequence[int], losses: Sequence[float]) -> str:
+    """Draw the training loss."""
+    figure, axes = _axes(5.6, 2.6)
+    axes.plot(steps, losses, color=POLICY, linewidth=1.6)
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("VSL loss")
+    return _svg(figure)
+
+
+def ranking_bars(values: Mapping[str, Mapping[str, float]]) -> str:
+    """Draw groups of bars: values[metric][ranker]."""
+    figure, axes = _axes(5.6, 2.6)
+    rankers = list(next(iter(values.values())))
+    colours = (POLICY, SECOND, THIRD)
+    width = 0.8 / len(rankers)
+    places = np.arange(len(values))
+    for number, ranker in enumerate(rankers):
+        heights = [metric[ranker] for metric in values.values()]
+        bars = axes.bar(places + number * width, heights, width * 0.92, color=colours[number], label=ranker)
+        axes.bar_label(bars, fmt="%.3f", fontsize=7, padding=1)
+    axes.set_xticks(places + width * (len(rankers) - 1) / 2, list(values))
+    axes.margins(y=0.18)
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def latency_over_time(
+    seconds: NDArray[np.float64], latencies_ms: NDArray[np.float64], swaps: Sequence[float], limit_ms: float
+) -> str:
+    """Draw each answer's latency at the time it came, with the moments of policy swaps."""
+    figure, axes = _axes(5.6, 2.6)
+    axes.scatter(seconds, latencies_ms, s=2, color=POLICY, alpha=0.35, linewidths=0, rasterized=True)
+    for number, swap in enumerate(swaps):
+        axes.axvline(swap, color=SECOND, linewidth=1, label="policy swap" if number == 0 else None)
+    axes.axhline(limit_ms, color=MUTED, linewidth=1, linestyle=":", label=f"{limit_ms:.0f} ms")
+    axes.set_ylim(0, max(1.1 * limit_ms, 1.05 * float(latencies_ms.max(initial=0.0))))
+    axes.set_xlabel("seconds into the run")
+    axes.set_ylabel("latency, ms")
+    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    return _svg(figure)
+
+
+def latency_distribution(latencies_ms: NDArray[np.float64]) -> str:
+    """Draw the share of answers within a latency."""
+    figure, axes = _axes(5.6, 2.6)
+    ordered = np.sort(latencies_ms)
+    axes.plot(ordered, np.arange(1, len(ordered) + 1) / max(1, len(ordered)), color=POLICY, linewidth=1.6)
+    axes.set_xlim(left=0)
+    axes.set_xlabel("latency, ms")
+    axes.set_ylabel("share of answers")
+    for q in (50, 90, 99):
+        if len(ordered):
+            value = float(np.percentile(ordered, q))
+            axes.plot([value], [q / 100], "o", color=SECOND, markersize=4)
+            axes.annotate(f"p{q} {value:.0f} ms", (value, q / 100), xytext=(6, -9), textcoords="offset points")
+    return _svg(figure)
+
+
+def width_bars(counts: Mapping[tuple[int, ...], int]) -> str:
+    """Draw how many answers used which beam widths."""
+    figure, axes = _axes(5.6, 0.8 + 0.32 * len(counts))
+    ordered = sorted(counts.items(), key=lambda item: item[1])
+    bars = axes.barh(["-".join(map(str, widths)) for widths, _ in ordered], [n for _, n in ordered], color=POLICY)
+    axes.bar_label(bars, padding=3, fontsize=8)
+    axes.margins(x=0.12)
+    axes.set_xlabel("answers")
+    return _svg(figure)
+
+
+def code_balance(sids_NT: NDArray[np.int64], level_sizes: Sequence[int]) -> str:
+    """Draw, for each level, how many ads each code holds, the fullest first, relative to an even spread."""
+    figure, axes = _axes(5.6, 2.6)
+    for level, (size, colour) in enumerate(zip(level_sizes, (POLICY, SECOND, THIRD), strict=False)):
+        held = np.sort(np.bincount(sids_NT[:, level], minlength=size))[::-1]
+        axes.plot(np.arange(size) / size, held * size / len(sids_NT), color=colour, label=f"level {level + 1}: {size}")
+    axes.axhline(1.0, color=MUTED, linewidth=1, linestyle=":")
+    axes.set_xlabel("codes, the fullest first (share of the level)")
+    axes.set_ylabel("ads, relative to even")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def delay_dots(delays_ms: Mapping[str, Sequence[float]], limit_ms: float) -> str:
+    """Draw each probe's delay, one row per kind of change."""
+    figure, axes = _axes(5.6, 1.7)
+    for row, (colour, values) in enumerate(zip((POLICY, SECOND), delays_ms.values(), strict=False)):
+        axes.scatter(values, np.full(len(values), row), s=22, color=colour, alpha=0.6, linewidths=0)
+    axes.axvline(limit_ms, color=MUTED, linewidth=1, linestyle=":")
+    axes.set_yticks(range(len(delays_ms)), list(delays_ms))
+    axes.set_ylim(-0.6, len(delays_ms) - 0.4)
+    axes.set_xlim(0, limit_ms * 1.05)
+    axes.set_xlabel("ms from the commit's acknowledgement")
+    return _svg(figure)
+
+
+def _axes(width: float, height: float) -> tuple[Figure, Axes]:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        return figure, figure.subplots()
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    with mpl.rc_context(STYLE):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None}, dpi=150)
+    return text.getvalue().split("?>", 1)[-1].split('.dtd">', 1)[-1]

@@ -1,0 +1,207 @@
+"""The demo's report: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from gr4ad_tools.demo import plots
+from gr4ad_tools.demo.record import GeneratedFor, Record
+from gr4ad_tools.figures import Figure
+from gr4ad_tools.live_index import PAUSE_LIMIT_S
+from gr4ad_tools.otlp_receiver import Span
+
+LATENCY_LIMIT_MS = 100.0
+SERVICE_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280")
+TILES = {
+    "ads": "ads with a SID",
+    "col": "colliding ads",
+    "recall@10": "recall@10, held-out users",
+    "popularity_recall@10": "recall@10 of popularity",
+    "transition_graph_recall@10": "recall@10 of the transition graph",
+    "qps": "requests answered per second",
+    "p50_ms": "median latency, ms",
+    "p99_ms": "p99 latency, ms",
+    "failed_requests": "failed requests",
+    "insert_ms_p99": "new ad live, p99 ms",
+    "pause_ms_p99": "paused ad gone, p99 ms",
+    "dead_ads_returned": "dead ads returned",
+    "lists_logged": "served lists logged",
+    "lists_dropped": "served lists dropped",
+}
+
+
+def write_report(path: Path, record: Record, document: dict[str, Any]) -> None:
+    """Render the report beside the summary.
+
+    Args:
+        path: File to write; a reader sees the old one or the new one.
+        record: What the run saw.
+        document: The summary, as written to summary.json.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("gr4ad_tools.demo", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    machine = document["machine"]
+    html = environment.get_template("report.html.j2").render(
+        title="Ads, written by one model",
+        subtitle=f"{record.source} · codebook {record.codebook_id} {_sizes(record.level_sizes)} · "
+        f"version {document['version']} · seed {document['seed']}",
+        tiles=[
+            {"value": format_value(record.figures[name]), "label": label}
+            for name, label in TILES.items()
+            if name in record.figures
+        ],
+        sections=_sections(record),
+        traces=[
+            {"title": "A request: caller → generator → reward log", "spans": _waterfall(record.request_trace)},
+            {"title": "A new ad: ingest → catalogue feed → live index", "spans": _waterfall(record.change_trace)},
+        ],
+        users=[_user(user) for user in record.users],
+        provenance=f"Printed by “{document['command']}” on {machine['cpus']} cores "
+        f"({machine['gemm_gflops_f32']} GFLOP/s in float32).",
+        rows=[
+            {
+                "name": name,
+                "value": format_value(figure),
+                "unit": figure.unit,
+                "n": figure.n,
+                "min": "" if figure.min is None else f"{figure.min:.4g}",
+                "max": "" if figure.max is None else f"{figure.max:.4g}",
+            }
+            for name, figure in record.figures.items()
+        ],
+    )
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(html)
+    partial.replace(path)
+
+
+def format_value(figure: Figure) -> str:
+    """Return a figure's value as a person reads it."""
+    value = figure.value
+    if math.isnan(value):
+        return "not measured"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:,.1f}"
+
+
+def _sections(record: Record) -> list[dict[str, Any]]:
+    figures = record.figures
+    rankers = {"gr4ad": "", "popularity": "popularity_", "transition graph": "transition_graph_"}
+    bars = {
+        metric: {label: figures[prefix + metric].value for label, prefix in rankers.items()}
+        for metric in ("recall@5", "recall@10", "ndcg@5", "ndcg@10")
+    }
+    answers = record.traffic.answers
+    latencies = np.array([answer.latency_ms for answer in answers])
+    moments = np.array([answer.received - record.traffic_start for answer in answers])
+    return [
+        {
+            "title": "Learning",
+            "text": "Value-aware supervised learning on the training part; the last chosen ad of each user was kept "
+            "from the trainer, from the log and from every history until it was scored.",
+            "drawings": [
+                {"svg": plots.loss_curve(record.loss_steps, record.losses), "caption": "Training loss."},
+                {
+                    "svg": plots.ranking_bars(bars),
+                    "caption": f"Held-out users, n = {figures['recall@10'].n}: the served policy over gRPC beside "
+                    "popularity and the item transition graph of the same training part.",
+                },
+            ],
+        },
+        {
+            "title": "Serving",
+            "text": f"{len(answers):,} requests by concurrent closed-loop users, while ads were added and paused and "
+            "policies were swapped.",
+            "drawings": [
+                {
+                    "svg": plots.latency_over_time(moments, latencies, record.swap_times, LATENCY_LIMIT_MS),
+                    "caption": "Latency of every answer, as the caller saw it.",
+                },
+                {"svg": plots.latency_distribution(latencies), "caption": "Share of answers within a latency."},
+                {
+                    "svg": plots.width_bars(Counter(answer.widths for answer in answers)),
+                    "caption": "Beam widths used, per level.",
+                },
+                {
+                    "svg": plots.delay_dots(
+                        {"new ad → generated": record.delays.insert_ms, "paused → gone": record.delays.pause_ms},
+                        1000.0 * PAUSE_LIMIT_S,
+                    ),
+                    "caption": "Delay of each change of the catalogue, measured on what the generator returned.",
+                },
+            ],
+        },
+        {
+            "title": "Semantic IDs",
+            "text": f"Compression {figures['cpr'].value:.3f} ads per SID, {figures['col'].value:.2%} of the ads "
+            f"collide, {figures['util'].value:.3g} of all SIDs are used.",
+            "drawings": [
+                {
+                    "svg": plots.code_balance(record.sids_NT, record.level_sizes),
+                    "caption": "Balance of each level's codes; 1 is an even spread.",
+                }
+            ],
+        },
+    ]
+
+
+def _waterfall(spans: Sequence[Span]) -> list[dict[str, Any]]:
+    """Lay a trace's spans out parent before child, in percent of the trace's time."""
+    if not spans:
+        return []
+    start = min(span.start_ns for span in spans)
+    total = max(1, max(span.end_ns for span in spans) - start)
+    known = {span.span_id for span in spans}
+    services = list(dict.fromkeys(span.service for span in sorted(spans, key=lambda span: span.start_ns)))
+    rows: list[dict[str, Any]] = []
+
+    def lay(parent: str | None, depth: int) -> None:
+        children = [span for span in spans if (span.parent_id if span.parent_id in known else None) == parent]
+        for span in sorted(children, key=lambda child: child.start_ns):
+            rows.append(
+                {
+                    "name": span.name,
+                    "service": span.service,
+                    "depth": depth,
+                    "left": round(100 * (span.start_ns - start) / total, 3),
+                    "width": round(100 * (span.end_ns - span.start_ns) / total, 3),
+                    "duration": f"{(span.end_ns - span.start_ns) / 1e6:.2f} ms",
+                    "colour": SERVICE_COLOURS[services.index(span.service) % len(SERVICE_COLOURS)],
+                }
+            )
+            lay(span.span_id, depth + 1)
+
+    lay(None, 0)
+    return rows
+
+
+def _user(user: GeneratedFor) -> dict[str, Any]:
+    return {
+        "user_id": user.user_id,
+        "target": user.target[1],
+        "first_number": user.history_length - len(user.history) + 1,
+        "history": [{"title": title, "behavior": behavior} for title, behavior in user.history],
+        "generated": [
+            {
+                "title": title,
+                "sid": "-".join(map(str, sid)),
+                "log_prob": f"{log_prob:.2f}",
+                "ecpm": f"{ecpm / 1e6:,.2f}",
+                "hit": ad_id == user.target[0],
+            }
+            for ad_id, title, sid, log_prob, ecpm in user.generated
+        ],
+    }
+
+
+def _sizes(level_sizes: Sequence[int]) -> str:
+    return "(" + ", ".join(map(str, level_sizes)) + ")"
