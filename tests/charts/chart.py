@@ -82,7 +82,7 @@ def _check_custom_resource(manifest: dict[str, Any], path: Path) -> None:
 
 
 def _close(schema: Any) -> Any:
-    """Return the structural schema with unknown fields forbidden, as the API server treats them under strict validation."""
+    """Return the structural schema with unknown fields forbidden, as an API server does under strict validation."""
     if isinstance(schema, list):
         return [_close(part) for part in schema]
     if not isinstance(schema, dict):
@@ -90,14 +90,15 @@ def _close(schema: Any) -> Any:
     closed = {key: _close(value) for key, value in schema.items()}
     if schema.get("x-kubernetes-int-or-string"):
         closed.pop("type", None)
-    if "properties" in schema and isinstance(schema["properties"], dict) and schema.get("type") == "object":
-        if not schema.get("x-kubernetes-preserve-unknown-fields") and "additionalProperties" not in schema:
-            closed["additionalProperties"] = False
+    is_object = schema.get("type") == "object" and isinstance(schema.get("properties"), dict)
+    open_ended = schema.get("x-kubernetes-preserve-unknown-fields") or "additionalProperties" in schema
+    if is_object and not open_ended:
+        closed["additionalProperties"] = False
     return closed
 
 
 def _rules(schema: dict[str, Any], value: Any) -> list[tuple[dict[str, Any], Any]]:
-    """Return every CEL rule that applies to the value or to a part of it; transition rules need an old value and are left out."""
+    """Return every CEL rule that applies to the value or a part of it, but those that compare with an old value."""
     found = [(rule, value) for rule in schema.get("x-kubernetes-validations", []) if "oldSelf" not in rule["rule"]]
     if isinstance(value, dict):
         for name, part in value.items():

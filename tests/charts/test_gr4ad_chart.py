@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
+
 from tests.charts.chart import CHART, CRDS, HELM, HelmError, check, container, environment, render
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))

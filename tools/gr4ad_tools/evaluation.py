@@ -1,4 +1,4 @@
-"""Score a policy as it is served: every held-out user is asked for over gRPC, and the target's place in the list counts."""
+"""Score a policy as it is served: ask for every held-out user over gRPC, and look for the target in the list."""
 
 from __future__ import annotations
 

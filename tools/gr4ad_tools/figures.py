@@ -76,7 +76,7 @@ def _gemm_gflops(dtype: torch.dtype) -> float:
 
 
 def document(figures: Mapping[str, Figure], command: str, seed: int, **extra: Any) -> dict[str, Any]:
-    """Assemble the object that is printed or written: the figures, the machine, the command, the version and the seed."""
+    """Assemble the object that is printed or written: figures, machine, command, version and seed."""
     return {
         "figures": {name: asdict(figure) for name, figure in figures.items()},
         "machine": machine(),
