@@ -1,0 +1,52 @@
+"""What tests of several packages share: one PostgreSQL server, a fresh database per test, a folder for artifacts."""
+
+from __future__ import annotations
+
+import itertools
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from gr4ad_tools.embedded_postgres import EmbeddedPostgres
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[EmbeddedPostgres]:
+    """A server for the whole run; gone with it, even when the run is killed."""
+    folder = Path(tempfile.mkdtemp(prefix="gr4ad-tests-")) / "pgdata"
+    with EmbeddedPostgres(folder, durable=False, ephemeral=True) as server:
+        yield server
+    folder.parent.rmdir()
+
+
+@pytest.fixture
+def database_url(postgres_server: EmbeddedPostgres) -> Iterator[str]:
+    """URL of an empty database of the test's own."""
+    name = f"test_{next(_numbers)}"
+    yield postgres_server.create_database(name)
+    postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def artifact_store_url(tmp_path: Path) -> str:
+    """An empty artifact store of the test's own."""
+    folder = tmp_path / "artifacts"
+    folder.mkdir()
+    return str(folder)
+
+
+@pytest.fixture
+def free_port() -> Callable[[], int]:
+    """Finds a loopback port that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+            return port
+
+    return find
