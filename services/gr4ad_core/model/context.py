@@ -2,7 +2,6 @@
 
 Shapes: B requests, S events, T SID levels, F features.
 """
-# ruff: noqa: N815 (fields carry shape suffixes, as tensors do everywhere)
 
 from __future__ import annotations
 

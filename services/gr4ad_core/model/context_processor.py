@@ -3,7 +3,6 @@
 Shapes: B requests, S events, T SID levels, F features, C context vectors (1 + F + S), D model width, H heads, K head
 width.
 """
-# ruff: noqa: N815 (fields carry shape suffixes, as tensors do everywhere)
 
 from __future__ import annotations
 

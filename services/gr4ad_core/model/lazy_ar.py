@@ -4,7 +4,6 @@
 Shapes: B requests, N paths (candidate SIDs) of a request, W beams, T SID levels, P positions of a path (T levels, then
 the eCPM step: T + 1), D model width, V codes of a level.
 """
-# ruff: noqa: N815 (fields carry shape suffixes, as tensors do everywhere)
 
 from __future__ import annotations
 

@@ -1,0 +1,187 @@
+"""Constrained beam search over SIDs: all beams of all requests at once, on one copy of the context (method.md §4).
+
+Shapes: B requests, W beams, N candidates, T SID levels, P positions of a path so far, M children of the widest node,
+V codes of a level, D model width, E keys and values side by side (2D).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from gr4ad_core.decoding.constraints import TorchTrie
+from gr4ad_core.model.lazy_ar import Context, LazyAr
+
+
+@dataclass(frozen=True)
+class PathStates:
+    """Keys and values of every position decoded so far, and which of them lie on each beam's path.
+
+    A beam's past is a list of at most T + 1 rows, not a copy of a cache: when a beam is kept, dropped or doubled, only
+    row numbers move.
+    """
+
+    kv_RE: tuple[Tensor, ...]
+    """Per autoregressive layer, room for all positions of all requests."""
+    rows_BWP: Tensor
+    """Rows of each beam's path, from BOS to its own position."""
+    used: int
+    """Rows per request that belong to earlier positions."""
+
+    @classmethod
+    def at_bos(cls, model: LazyAr, batch: int, capacity: int) -> PathStates:
+        """Start one beam per request, with room for `capacity` positions each."""
+        kv_RE = tuple(model.bos.new_empty(batch * capacity, 2 * model.config.d_model) for _ in model.decoder)
+        return cls(kv_RE, torch.arange(batch, device=model.device)[:, None, None] * capacity, used=0)
+
+    def advance(self, parents_BW: Tensor) -> PathStates:
+        """Open the next position: beam w continues the path of beam `parents_BW[:, w]`."""
+        (_, before, positions), width = self.rows_BWP.shape, parents_BW.shape[1]
+        past_BWP = self.rows_BWP.gather(1, parents_BW[..., None].expand(-1, -1, positions))
+        own_BW = self.rows_BWP[:, :1, 0] + torch.arange(before, before + width, device=past_BWP.device) + self.used
+        return replace(self, rows_BWP=torch.cat([past_BWP, own_BW[..., None]], dim=-1), used=self.used + before)
+
+    def remember(self, layer: int, kv_BWE: Tensor) -> Tensor:
+        """Store this position's keys and values; return those of each beam's whole path, `[B, W, P, E]`."""
+        kv_RE, (batch, width, positions) = self.kv_RE[layer], self.rows_BWP.shape
+        kv_RE.view(batch, -1, kv_RE.shape[-1])[:, self.used : self.used + width] = kv_BWE
+        return kv_RE.index_select(0, self.rows_BWP.flatten()).view(batch, width, positions, -1)
+
+
+@dataclass(frozen=True)
+class BeamResult:
+    """What a search found, the most likely SID first."""
+
+    sids_BWT: Tensor
+    """Live SIDs, no one twice, int64; −1 where not valid."""
+    log_probs_BW: Tensor
+    """`Σ_t log p(s_t | s_<t, X)` over the full vocabulary of each level, falling; −inf where not valid."""
+    valid_BW: Tensor
+    """False behind the end of a list that is shorter than the width."""
+    level_us: tuple[int, ...]
+    """Microseconds that each level took for the whole batch."""
+    paths: PathStates
+    """States of the last level's parents, from which `expected_ecpm_of_beams` takes one more step."""
+    parents_BW: Tensor
+    """The parent of each SID among them."""
+
+
+@torch.inference_mode()
+def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[int, ...]) -> BeamResult:
+    """Find likely live SIDs for each request.
+
+    The search follows only live children, but a token's log-probability counts the level's full vocabulary: it stays
+    comparable when ads come and go, and equals `LazyAr.sid_log_probs`.
+
+    Args:
+        model: In eval mode.
+        context: From `model.encode_context`, of B requests.
+        trie: Live SIDs, on the model's device.
+        widths: Beams to keep at each of the T levels, positive; W is the last one.
+
+    Raises:
+        ValueError: There is not one positive width per level, or the trie has other levels than the model.
+    """
+    n_levels = model.config.n_levels
+    if len(widths) != n_levels or min(widths) < 1:
+        raise ValueError(f"widths: {widths}: give a positive width for each of the {n_levels} levels")
+    if trie.n_levels != n_levels:
+        raise ValueError(f"trie: {trie.n_levels} levels: build it for the {n_levels} levels of the model")
+    batch, device = context.batch_size, model.device
+
+    paths = PathStates.at_bos(model, batch, capacity=1 + sum(widths))
+    log_probs_BW = torch.zeros(batch, 1, device=device)
+    nodes_BW = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    sids_BWT = nodes_BW.new_empty(batch, 1, 0)
+    parents_BW, codes_BW = nodes_BW, None
+    level_us, started = [], _now_us(device)
+    for level, width in enumerate(widths):
+        if level:
+            paths = paths.advance(parents_BW)
+        states_BWD = model.decode_step(context, level, codes_BW, paths.remember)
+        logits_BWV = model.level_logits(level, states_BWD)
+        children = trie.children(level, nodes_BW)
+        log_p_BWM = logits_BWV.gather(-1, children.codes_BWM) - logits_BWV.logsumexp(-1, keepdim=True)
+        scores_BWM = (log_p_BWM + log_probs_BW[..., None]).masked_fill_(~children.live_BWM, -torch.inf)
+
+        log_probs_BW, parents_BW, places_BW = _best(scores_BWM, width)
+        flat_BW = parents_BW * children.codes_BWM.shape[-1] + places_BW
+        codes_BW = children.codes_BWM.flatten(1).gather(1, flat_BW)
+        nodes_BW = children.nodes_BWM.flatten(1).gather(1, flat_BW)
+        past_BWT = sids_BWT.gather(1, parents_BW[..., None].expand(-1, -1, level))
+        sids_BWT = torch.cat([past_BWT, codes_BW[..., None]], dim=-1)
+        now = _now_us(device)
+        level_us.append(now - started)
+        started = now
+
+    missing = widths[-1] - log_probs_BW.shape[1]  # fewer continuations than the width exist
+    log_probs_BW = pad(log_probs_BW, (0, missing), value=-torch.inf)
+    sids_BWT = pad(sids_BWT, (0, 0, 0, missing))
+    valid_BW = log_probs_BW > -torch.inf
+    return BeamResult(
+        sids_BWT=sids_BWT.masked_fill(~valid_BW[..., None], -1),
+        log_probs_BW=log_probs_BW,
+        valid_BW=valid_BW,
+        level_us=tuple(level_us),
+        paths=paths,
+        parents_BW=pad(parents_BW, (0, missing)),
+    )
+
+
+def _best(scores_BWM: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the best `width` continuations of a request: score, parent beam, place among its children, `[B, ≤ width]`.
+
+    Each beam first proposes its own best `width` (it could not place more), then one global top-k decides.
+    """
+    _, beams, fanout = scores_BWM.shape
+    places_BWM = None
+    if beams > 1 and fanout > width:
+        scores_BWM, places_BWM = scores_BWM.topk(width, dim=-1)
+    proposals = scores_BWM.shape[-1]
+    best_BW, flat_BW = scores_BWM.flatten(1).topk(min(width, beams * proposals), dim=-1)
+    places_BW = flat_BW % proposals if places_BWM is None else places_BWM.flatten(1).gather(1, flat_BW)
+    return best_BW, flat_BW // proposals, places_BW
+
+
+def _now_us(device: torch.device) -> int:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # kernels run behind the host: wait, or a level's time lands in the next
+    return time.perf_counter_ns() // 1000
+
+
+@torch.inference_mode()
+def expected_ecpm(model: LazyAr, context: Context, sids_BNT: Tensor) -> Tensor:
+    """Predict `E[eCPM | y, X]` of given SIDs (method.md §2.3).
+
+    Args:
+        model: In eval mode.
+        context: From `model.encode_context`, of B requests.
+        sids_BNT: Candidates of each request, int64; −1 in padding, whose value means nothing.
+
+    Returns:
+        Micros, `[B, N]`.
+    """
+    return model.expected_value(model.decode_paths(context, sids_BNT.clamp(min=0))[:, :, -1])
+
+
+@torch.inference_mode()
+def expected_ecpm_of_beams(model: LazyAr, context: Context, result: BeamResult, picked_BN: Tensor) -> Tensor:
+    """Predict `E[eCPM | y, X]` of some beams of a search, taking only the one step that the search left out.
+
+    Args:
+        model: The model of the search, in eval mode.
+        context: The context of the search.
+        result: What the search returned.
+        picked_BN: Numbers of beams of each request, int64, at most as many as the last width; the value of a beam that
+            is not valid means nothing.
+
+    Returns:
+        Micros, `[B, N]`, the same as `expected_ecpm` gives.
+    """
+    paths = result.paths.advance(result.parents_BW.gather(1, picked_BN))
+    last_codes_BN = result.sids_BWT[..., -1].gather(1, picked_BN).clamp(min=0)
+    return model.expected_value(model.decode_step(context, model.config.n_levels, last_codes_BN, paths.remember))
