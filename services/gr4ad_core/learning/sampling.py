@@ -237,9 +237,20 @@ class TrainingSet:
         for index in rng.permutation(len(batches)):
             yield batches[index]
 
-    def batch(self, samples: IntArray, config: LazyArConfig) -> Batch:
-        """Collate samples as the generator collates requests, so that both see the same tensors."""
-        starts = np.maximum(self.context_start_M[samples], self.context_end_M[samples] - config.max_history)
+    def batch(
+        self, samples: IntArray, config: LazyArConfig, without_history_B: NDArray[np.bool_] | None = None
+    ) -> Batch:
+        """Collate samples as the generator collates requests, so that both see the same tensors.
+
+        Args:
+            samples: Which samples.
+            config: Of the model.
+            without_history_B: True at samples shown as if their user were new; none by default.
+        """
+        ends = self.context_end_M[samples]
+        starts = np.maximum(self.context_start_M[samples], ends - config.max_history)
+        if without_history_B is not None:
+            starts = np.where(without_history_B, ends, starts)
         histories = [
             UserHistory(
                 sids=self.event_sids_NT[start:end],
@@ -248,7 +259,7 @@ class TrainingSet:
                 request_time=float(self.request_times_M[sample]),
                 features=self.features[sample] if self.features else {},
             )
-            for sample, start, end in zip(samples, starts, self.context_end_M[samples], strict=True)
+            for sample, start, end in zip(samples, starts, ends, strict=True)
         ]
         return Batch(
             inputs=collate_contexts(histories, config),

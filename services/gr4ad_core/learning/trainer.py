@@ -145,7 +145,8 @@ def _train(
         for batch_samples in training.epoch(config.batch_size, rng, samples):
             if should_stop():
                 raise TrainingStoppedError(train_step.step, total_steps)
-            batch = training.batch(batch_samples, model.config).to(device)
+            as_new_B = rng.random(len(batch_samples)) < config.new_user_share
+            batch = training.batch(batch_samples, model.config, as_new_B).to(device)
             rows = torch.from_numpy(batch_samples).to(device)
             metrics = train_step(batch, bucket_M[rows], weights_M[rows])
             pending.append(metrics["loss"])

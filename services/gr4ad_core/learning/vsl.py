@@ -52,6 +52,8 @@ class VslConfig:
     """How strongly w_user follows the value of the user's average event; 0 weighs users alike."""
     impression_share: float = 1.0
     """Share of the impressions drawn, anew in each epoch; what is left out is not made up for."""
+    new_user_share: float = 0.02
+    """Share of the samples shown without their history, so that the policy knows what to give to a new user."""
     validation_users: int = 512
     """Users whose last event is held out of training to measure the policy; at most a tenth of the samples."""
     validation_beams: tuple[int, ...] = (32, 64, 128)
@@ -69,7 +71,7 @@ class VslConfig:
         for name in ("ecpm_loss_weight", "mtp_loss_weight", "weight_decay", "user_value_exponent", "validation_users"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)}: give 0 to switch it off, or a positive number")
-        for name in ("warmup_share", "final_rate_share", "label_smoothing", "impression_share"):
+        for name in ("warmup_share", "final_rate_share", "label_smoothing", "impression_share", "new_user_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: {getattr(self, name)}: give a share from 0 to 1")
         if len(self.behavior_weights) != 3 or min(self.behavior_weights) < 0.0:
