@@ -26,6 +26,23 @@ DECAY = 0.7
 CHUNK = 2048  # histories scored at once: bounds the memory of the score matrix
 
 
+def chosen_histories(
+    interactions: Interactions, users: NDArray[np.int64], targets: NDArray[np.int64]
+) -> list[NDArray[np.int64]]:
+    """Return the items that each user chose before a target event, oldest first.
+
+    Args:
+        interactions: Everything.
+        users: Users, as indices, [M].
+        targets: Their target events, as indices into the events, [M].
+    """
+    chosen = interactions.behaviors >= CLICK
+    return [
+        interactions.items[start:end][chosen[start:end]]
+        for start, end in zip(interactions.offsets[users], targets, strict=True)
+    ]
+
+
 def popularity_counts(train: Interactions) -> NDArray[np.int64]:
     """Return how often each item was chosen, [items]."""
     return np.bincount(train.items[train.behaviors >= CLICK], minlength=len(train.item_ids))
