@@ -1,0 +1,275 @@
+"""The demo's phases: each does one thing to the running suite, by the functions that the single commands use too."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import grpc
+import numpy as np
+from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
+from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.training.v1 import training_pb2, training_pb2_grpc
+from gr4ad.type.v1 import type_pb2
+from gr4ad_core.learning.data_folder import Item, read_interactions, read_items
+from gr4ad_core.metrics.sid_quality import sid_quality
+from gr4ad_runtime.telemetry import tracer
+from numpy.typing import NDArray
+
+from gr4ad_tools import baselines
+from gr4ad_tools.demo.record import GeneratedFor, Record
+from gr4ad_tools.evaluation import KS, ScoredLists, ranking_figures
+from gr4ad_tools.figures import Figure, percentile
+from gr4ad_tools.ingest import to_ad
+from gr4ad_tools.leave_one_out import LeaveOneOut, leave_one_out
+from gr4ad_tools.live_index import LiveIndexDelays, dead_ads, probe
+from gr4ad_tools.otlp_receiver import OtlpReceiver, Span
+from gr4ad_tools.tracker import report_outcomes
+from gr4ad_tools.traffic import Traffic, run_users
+
+USERS = 16
+TRAFFIC_S = 20.0
+CANDIDATES = 20
+PAGE_SIZE = 5
+PROBES = 20
+SWAPS = 4
+SAMPLE_USERS = 6
+TRACE_WAIT_S = 20.0
+SENDER_WAIT_S = 60.0
+RPC_TIMEOUT_S = 10.0
+BEHAVIORS = {1: "shown", 2: "clicked", 3: "bought"}
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a digest of a data folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(("items.jsonl", "interactions.csv")):
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def load(folder: Path) -> tuple[list[Item], LeaveOneOut]:
+    """Read a data folder and split it."""
+    return read_items(folder), leave_one_out(read_interactions(folder))
+
+
+async def read_sids(channel: grpc.aio.Channel) -> tuple[NDArray[np.int64], list[str]]:
+    """Return the SIDs of the active codebook [N, T] and their ads, from the catalogue feed."""
+    stub = sid_pb2_grpc.SidServiceStub(channel)
+    sids: dict[str, tuple[int, ...]] = {}
+    async for part in stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True)):
+        for entry in part.entries:
+            sids[entry.ad_id] = tuple(entry.sid.codes)
+    return np.array(list(sids.values()), dtype=np.int64), list(sids)
+
+
+def sid_figures(sids_NT: NDArray[np.int64], level_sizes: Sequence[int]) -> dict[str, Figure]:
+    """Return the tokeniser's figures."""
+    quality = sid_quality(sids_NT, tuple(level_sizes))
+    n = len(sids_NT)
+    return {
+        "ads": Figure(n, "ads"),
+        "cpr": Figure(quality.cpr, "ads per SID", n),
+        "col": Figure(quality.col, "share of ads", n),
+        "util": Figure(quality.util, "share of SIDs", n),
+    }
+
+
+def baseline_figures(split: LeaveOneOut) -> dict[str, Figure]:
+    """Return the ranking figures of popularity and of the transition graph on the same users."""
+    histories = split.histories()
+    ranked = {
+        "popularity_": baselines.popularity_rank(split.train, max(KS), histories),
+        "transition_graph_": baselines.transition_graph_rank(split.train, histories, max(KS)),
+    }
+    figures: dict[str, Figure] = {}
+    for prefix, lists in ranked.items():
+        figures |= ranking_figures(lists, split.target_items_M, prefix)
+    return figures
+
+
+def score_figures(split: LeaveOneOut, scored: ScoredLists) -> dict[str, Figure]:
+    """Return the policy's ranking figures, on all users and on those whose target came on a later day."""
+    later = split.later_day_M
+    figures = ranking_figures(scored.ranked, split.target_items_M)
+    if 0 < later.sum() < len(later):
+        figures |= ranking_figures(scored.ranked[later], split.target_items_M[later], "later_day_")
+    return figures
+
+
+def generated_for(split: LeaveOneOut, scored: ScoredLists, items: Sequence[Item], seed: int) -> list[GeneratedFor]:
+    """Draw some users at random and tell their histories and lists by title."""
+    titles = {item.item_id: item.title or item.item_id for item in items}
+    item_ids, behaviors = split.interactions.item_ids, split.interactions.behaviors
+    drawn = sorted(random.Random(seed).sample(range(len(split.users_M)), min(SAMPLE_USERS, len(split.users_M))))
+    users = []
+    for number in drawn:
+        user, target = int(split.users_M[number]), int(split.targets_M[number])
+        start = int(split.interactions.offsets[user])
+        events = range(max(start, target - 8), target)
+        target_id = item_ids[split.interactions.items[target]]
+        users.append(
+            GeneratedFor(
+                user_id=split.interactions.user_ids[user],
+                history=[
+                    (titles[item_ids[split.interactions.items[e]]], BEHAVIORS[int(behaviors[e])]) for e in events
+                ],
+                history_length=target - start,
+                target=(target_id, titles[target_id]),
+                generated=[
+                    (ad.ad_id, titles.get(ad.ad_id, ad.ad_id), tuple(ad.sid.codes), ad.log_prob, ad.predicted_ecpm_micros)
+                    for ad in sorted(scored.ads[number], key=lambda ad: -ad.log_prob)[:8]
+                ],
+            )
+        )
+    return users
+
+
+async def serve_traffic(
+    record: Record,
+    channels: dict[str, grpc.aio.Channel],
+    contexts: Sequence[type_pb2.UserContext],
+    items: Sequence[Item],
+    policies: Sequence[str],
+    run_id: str,
+    on_progress: Callable[[float], None],
+) -> None:
+    """Let concurrent users ask, while ads are added and paused and two policies take turns; fill the record."""
+    stop = asyncio.Event()
+    record.traffic_start = time.monotonic()
+    traffic = asyncio.create_task(
+        run_users(
+            channels["ad_generator"], contexts, users=USERS, candidate_count=CANDIDATES, run_id=f"{run_id}-users", until=stop
+        )
+    )
+    probes = asyncio.create_task(
+        probe(
+            channels["sid_assigner"],
+            channels["ad_generator"],
+            contexts,
+            {item.item_id: to_ad(item) for item in items},
+            probes=PROBES,
+            run_id=f"{run_id}-probe",
+        )
+    )
+    training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
+    for swap in range(SWAPS):
+        await asyncio.sleep(TRAFFIC_S / (SWAPS + 1))
+        await training.ActivatePolicy(
+            training_pb2.ActivatePolicyRequest(policy_id=policies[(swap + 1) % len(policies)], channel="stable"),
+            timeout=RPC_TIMEOUT_S,
+        )
+        record.swap_times.append(time.monotonic() - record.traffic_start)
+        on_progress((swap + 1) / (SWAPS + 1))
+    await asyncio.sleep(TRAFFIC_S / (SWAPS + 1))
+    record.delays = await probes
+    stop.set()
+    record.traffic = await traffic
+
+
+def delay_figures(delays: LiveIndexDelays) -> dict[str, Figure]:
+    """Return how fast changes of the catalogue show."""
+    return {
+        "insert_ms_p99": percentile(delays.insert_ms, 99, "ms"),
+        "pause_ms_p99": percentile(delays.pause_ms, 99, "ms"),
+        "never_generated": Figure(delays.never_generated, "ads", len(delays.insert_ms)),
+    }
+
+
+def traffic_figures(record: Record, scored: ScoredLists) -> dict[str, Figure]:
+    """Return the figures of serving: latency, failures, and how fast changes of the catalogue show."""
+    traffic, delays = record.traffic, record.delays
+    requests = len(traffic.answers) + traffic.failed
+    failed = traffic.failed + delays.failures.total() + scored.failures.total()
+    return {
+        **delay_figures(delays),
+        "dead_ads_returned": Figure(dead_ads(traffic.answers, delays.paused_at), "ads", _returned(traffic)),
+        "qps": Figure(len(traffic.answers) / traffic.seconds, "requests/s", requests),
+        "p50_ms": percentile(traffic.latencies_ms, 50, "ms"),
+        "p99_ms": percentile(traffic.latencies_ms, 99, "ms"),
+        "failed_requests": Figure(failed, "requests", requests + len(scored.ads)),
+    }
+
+
+async def report_what_was_shown(record: Record, channels: dict[str, grpc.aio.Channel], split: LeaveOneOut, items: Sequence[Item]) -> dict[str, Figure]:
+    """Report the traffic's lists as shown, with a conversion where the user's next ad was on the page."""
+    bids = {item.item_id: item.bid_micros for item in items}
+    targets = [split.interactions.item_ids[item] for item in split.target_items_M]
+    shown, responded = await report_outcomes(
+        channels["reward_logger"],
+        record.traffic.answers,
+        page_size=PAGE_SIZE,
+        clicked=lambda visit: {targets[visit]},
+        bid_micros=lambda ad_id: bids.get(ad_id, 0),
+    )
+    return {"impressions_logged": Figure(shown, "events"), "feedback_logged": Figure(responded, "events")}
+
+
+async def log_figures(channels: dict[str, grpc.aio.Channel]) -> dict[str, Figure]:
+    """Wait until the generator has handed over its lists, and count them on both sides."""
+    generator = generation_pb2_grpc.GenerationServiceStub(channels["ad_generator"])
+    give_up = time.monotonic() + SENDER_WAIT_S
+    while True:
+        status = await generator.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S)
+        if status.lists_queued == 0 or time.monotonic() > give_up:
+            break
+        await asyncio.sleep(0.2)
+    rewards = reward_pb2_grpc.RewardServiceStub(channels["reward_logger"])
+    summary = await rewards.GetRewardSummary(reward_pb2.GetRewardSummaryRequest(), timeout=RPC_TIMEOUT_S)
+    return {
+        "lists_served": Figure(status.requests_answered, "lists"),
+        "lists_logged": Figure(summary.served_lists, "lists"),
+        "lists_dropped": Figure(status.lists_dropped, "lists"),
+        "policy_swaps": Figure(status.policy_swaps, "swaps"),
+    }
+
+
+async def trace_request(
+    receiver: OtlpReceiver, channel: grpc.aio.Channel, context: type_pb2.UserContext, run_id: str
+) -> list[Span]:
+    """Send one traced request and return its trace, once the reward log's part of it has come."""
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    with tracer("gr4ad_tools").start_as_current_span("ask for ads") as span:
+        await stub.GenerateAds(
+            generation_pb2.GenerateAdsRequest(
+                request_id=f"{run_id}-traced", user_context=context, candidate_count=CANDIDATES
+            ),
+            timeout=RPC_TIMEOUT_S,
+        )
+    return await _trace_with(receiver, span.get_span_context().trace_id, {"ad_generator", "reward_logger"})
+
+
+async def trace_change(receiver: OtlpReceiver, channel: grpc.aio.Channel, item: Item, run_id: str) -> list[Span]:
+    """Add one ad under a trace and return the trace, once the generator's part of it has come."""
+    stub = sid_pb2_grpc.SidServiceStub(channel)
+    ad = to_ad(item)
+    ad.ad_id = f"{run_id}-traced-ad"
+    with tracer("gr4ad_tools").start_as_current_span("add an ad") as span:
+        await stub.BatchCreateAdSids(
+            sid_pb2.BatchCreateAdSidsRequest(request_id=f"{run_id}-traced-ad", ads=[ad]), timeout=RPC_TIMEOUT_S
+        )
+    return await _trace_with(receiver, span.get_span_context().trace_id, {"sid_assigner", "ad_generator"})
+
+
+async def _trace_with(receiver: OtlpReceiver, trace_id: int, services: set[str]) -> list[Span]:
+    """Wait for a trace that reaches all the services; return what has come when the time is over."""
+    wanted = f"{trace_id:032x}"
+    give_up = time.monotonic() + TRACE_WAIT_S
+    while True:
+        spans = [span for span in receiver.spans if span.trace_id == wanted]
+        if services <= {span.service for span in spans} and any(span.parent_id is None for span in spans):
+            return spans
+        if time.monotonic() > give_up:
+            return spans
+        await asyncio.sleep(0.2)
+
+
+def _returned(traffic: Traffic) -> int:
+    return sum(len(answer.ad_ids) for answer in traffic.answers)

@@ -1,0 +1,264 @@
+"""The demo: data in, four services up, codebook, ingest, training, scoring, traffic, report."""
+
+from __future__ import annotations
+
+import contextlib
+
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from gr4ad.training.v1 import training_pb2
+from gr4ad_core.learning.data_folder import check_folder
+from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.settings import ServiceSettings
+from gr4ad_runtime.telemetry import configure_telemetry
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gr4ad_tools import codebook, evaluation, figures, ingest, train
+from gr4ad_tools.demo import phases
+from gr4ad_tools.demo.record import Record
+from gr4ad_tools.demo.report import write_report
+from gr4ad_tools.demo.state import RunState
+from gr4ad_tools.leave_one_out import LeaveOneOut, write_training_folder
+from gr4ad_tools.otlp_receiver import OtlpReceiver
+from gr4ad_tools.simulate.market import Market
+from gr4ad_tools.supervisor import Suite
+
+CHANNEL = "stable"
+CODEBOOK_ID = "demo"
+SECOND_POLICY_EPOCHS = 1
+MEGABYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What a demo run is asked for.
+
+    Attributes:
+        data: Normalised data folder; none for a simulated market.
+        out: Folder of the run, its summary and its report.
+        seed: Of the market, the codebook, the training and the users drawn.
+        command: The command as given, for the summary.
+    """
+
+    data: Path | None
+    out: Path
+    seed: int
+    command: str
+
+
+class DataError(Exception):
+    """The data folder cannot be used; the text lists why."""
+
+
+class _Steps:
+    """Shows each phase with a bar, and keeps how long it took."""
+
+    def __init__(self, console: Console, record: Record) -> None:
+        self._record = record
+        self._progress = Progress(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.description:<34}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+        )
+
+    def __enter__(self) -> _Steps:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    @contextlib.contextmanager
+    def phase(self, name: str, total: float = 1) -> Iterator[_Phase]:
+        task = self._progress.add_task(name, total=total, note="")
+        start = time.monotonic()
+        phase = _Phase(self._progress, task)
+        yield phase
+        self._record.phase_seconds[name] = time.monotonic() - start
+        phase.finish()
+
+
+class _Phase:
+    def __init__(self, progress: Progress, task: Any) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, completed: float, total: float | None = None, note: str | None = None) -> None:
+        fields = {} if note is None else {"note": note}
+        self._progress.update(self._task, completed=completed, total=total, **fields)
+
+    def advance(self) -> None:
+        self._progress.advance(self._task)
+
+    def finish(self, note: str | None = None) -> None:
+        total = self._progress.tasks[self._task].total or 1
+        self.update(total, note=note)
+
+
+async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+    """Run the demo, or go on with an interrupted one of the same options.
+
+    Returns:
+        The summary, which is also in `summary.json` beside `report.html` in the output folder.
+
+    Raises:
+        DataError: The data folder has problems.
+        OutputFolderError: The output folder holds something else.
+        TrainingRunError: A training run did not succeed.
+    """
+    start = time.monotonic()
+    data = None if options.data is None else str(options.data.resolve())
+    state = RunState.open(options.out, {"data": data, "seed": options.seed})
+    earlier_seconds = float(state.results.get("seconds", 0.0))
+    record = Record(source=f"Data folder {options.data.name}" if options.data else "Simulated market")
+    with _Steps(console, record) as steps:
+        folder = _prepare(options, state, steps)
+        items, split = phases.load(folder)
+        training_folder = state.folder / "training"
+        write_training_folder(folder, split.train, training_folder)
+        run_id = f"demo-{options.seed}"
+        async with OtlpReceiver() as receiver, _suite(state.folder, receiver, steps) as (suite, channels):
+            artifacts = suite.artifact_store
+            with steps.phase("Fit and activate the codebook") as phase:
+                if "codebook" not in state.results:
+                    codebook.fit_codebook_from_folder(folder, artifacts, CODEBOOK_ID, options.seed)
+                    state.done("codebook", CODEBOOK_ID)
+                registered = await codebook.activate_codebook(suite.addresses["sid_assigner"], CODEBOOK_ID)
+                record.codebook_id, record.level_sizes = CODEBOOK_ID, tuple(registered.level_sizes)
+                phase.finish(str(record.level_sizes))
+            with steps.phase("Ingest the ads", len(items)) as phase:
+                await ingest.ingest_folder(folder, suite.addresses["sid_assigner"], progress=phase.update)
+                record.sids_NT, _ = await phases.read_sids(channels["sid_assigner"])
+                record.figures |= phases.sid_figures(record.sids_NT, record.level_sizes)
+            preset = "demo" if options.data is None else "default"
+            policies = []
+            for name, epochs, channel in (("Train the policy", 0, CHANNEL), ("Train a second one, briefly", 1, "")):
+                with steps.phase(name) as phase:
+                    run = await _train(suite, state, training_folder, preset, epochs, channel, options.seed, phase)
+                    policies.append(run.policy.policy_id)
+                    if channel:
+                        record.loss_steps = [point.step for point in run.losses]
+                        record.losses = [point.loss for point in run.losses]
+            state.done("seconds", earlier_seconds + time.monotonic() - start)
+            await suite.wait_ready("ad_generator")
+
+            contexts = split.contexts()
+            with steps.phase("Score held-out users over gRPC", len(contexts)) as phase:
+                record.figures |= phases.baseline_figures(split)
+                scored = await evaluation.score(
+                    channels["ad_generator"],
+                    contexts,
+                    split.interactions.item_ids,
+                    run_id=f"{run_id}-score",
+                    candidate_count=phases.CANDIDATES,
+                    on_answer=phase.advance,
+                )
+                record.figures |= phases.score_figures(split, scored)
+                record.users = phases.generated_for(split, scored, items, options.seed)
+            with steps.phase("Serve concurrent users, live changes") as phase:
+                await phases.serve_traffic(record, channels, contexts, items, policies, run_id, phase.update)
+                record.figures |= phases.traffic_figures(record, scored)
+            with steps.phase("Report what was shown"):
+                record.figures |= await phases.report_what_was_shown(record, channels, split, items)
+            with steps.phase("Follow two traces"):
+                await _trace(record, receiver, suite, contexts[0], items[0], run_id)
+                record.figures |= await phases.log_figures(channels)
+    record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
+    document = figures.document(
+        record.figures, options.command, options.seed, phase_seconds=record.phase_seconds
+    )
+    figures.write_json(options.out / "summary.json", document)
+    write_report(options.out / "report.html", record, document)
+    state.finish()
+    return document
+
+
+def _prepare(options: DemoOptions, state: RunState, steps: _Steps) -> Path:
+    """Return the data folder: the given one, checked, or a simulated one, written once."""
+    if options.data is not None:
+        with steps.phase("Check the data"):
+            problems = check_folder(options.data)
+            if problems:
+                shown = "\n".join(f"{p.file}:{p.line}: {p.message}" for p in problems[:10])
+                raise DataError(f"{options.data}: {len(problems)} problems; see them all by: gr4ad data check\n{shown}")
+        return options.data
+    folder = state.folder / "market"
+    with steps.phase("Simulate a market"):
+        if "market" not in state.results:
+            Market("steady", options.seed).write_folder(folder)
+            state.done("market", str(folder))
+    return folder
+
+
+@contextlib.asynccontextmanager
+async def _suite(
+    folder: Path, receiver: OtlpReceiver, steps: _Steps
+) -> AsyncIterator[tuple[Suite, dict[str, grpc.aio.Channel]]]:
+    """Start the suite, and open plain channels to it: load is not traced, single requests are."""
+    with steps.phase("Start four services and PostgreSQL"):
+        suite = Suite(folder / "suite", otlp_endpoint=receiver.endpoint, env={"GR4AD_TRACE_SAMPLE_RATIO": "0.002"})
+        await suite.start()
+    channels = {name: grpc.aio.insecure_channel(address) for name, address in suite.addresses.items()}
+    try:
+        yield suite, channels
+    finally:
+        for channel in channels.values():
+            await channel.close()
+        with steps.phase("Drain and stop"):
+            await suite.stop()
+
+
+async def _train(
+    suite: Suite,
+    state: RunState,
+    folder: Path,
+    preset: str,
+    epochs: int,
+    channel: str,
+    seed: int,
+    phase: _Phase,
+) -> training_pb2.TrainingRun:
+    """Train and wait; a run that a restart ended is asked for again under another request id."""
+    attempt = sum(name.startswith("train-") for name in state.results)
+    source = training_pb2.DataFolderSource(path=str(folder.resolve()))
+
+    def show(run: training_pb2.TrainingRun) -> None:
+        loss = f"loss {run.losses[-1].loss:.3f}" if run.losses else ""
+        phase.update(run.step, run.total_steps or 1, loss)
+
+    return await train.train_and_wait(
+        suite.addresses["rspo_trainer"],
+        data_folder=source,
+        preset=preset,
+        epochs=epochs,
+        seed=seed,
+        channel=channel,
+        request_id=f"demo-{seed}-{channel or 'second'}-{attempt}",
+        progress=show,
+    )
+
+
+async def _trace(
+    record: Record, receiver: OtlpReceiver, suite: Suite, context: Any, item: Any, run_id: str
+) -> None:
+    """Follow one request and one change through the services, traced from here on."""
+    settings = ServiceSettings(port=0, otlp_endpoint=receiver.endpoint, trace_sample_ratio=1.0)
+    telemetry = configure_telemetry("caller", settings)
+    try:
+        async with (
+            open_channel(suite.addresses["ad_generator"]) as generator,
+            open_channel(suite.addresses["sid_assigner"]) as sids,
+        ):
+            record.request_trace = await phases.trace_request(receiver, generator, context, run_id)
+            record.change_trace = await phases.trace_change(receiver, sids, item, run_id)
+    finally:
+        telemetry.shutdown()
