@@ -1,0 +1,207 @@
+"""New ads with their SIDs, all of a batch or none, in one transaction that no two writers can get wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+import numpy as np
+from gr4ad_runtime.db import Database
+from gr4ad_runtime.errors import AbortedError, AlreadyExistsError
+from gr4ad_runtime.log import get_logger
+from numpy.typing import NDArray
+from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from sid_assigner.ad_rows import insert_ads, insert_sids
+from sid_assigner.ads import Ad, AdSid
+from sid_assigner.assignment import assign_sids, in_thread, lock_assignment
+from sid_assigner.batch_check import check_ads, check_new
+from sid_assigner.catalog_feed import Change, append_changes
+from sid_assigner.codebook_registry import CodebookRegistry, RegisteredCodebook, active_codebook
+from sid_assigner.embeddings import check_vectors, embed
+from sid_assigner.models import AdSidRow, BatchRow, CatalogChangeRow
+
+log = get_logger(__name__)
+
+# The second attempt is alone and so succeeds; more only serve a writer of another version beside this one.
+ATTEMPTS = 4
+# Unique violation, serialisation failure, deadlock: gone when the transaction is tried anew.
+COLLISIONS = frozenset({"23505", "40001", "40P01"})
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Ads to create, all or none.
+
+    Attributes:
+        request_id: Identifies the batch for ever.
+        fingerprint: Digest of the request, which tells a repeated batch from another one of the same id.
+        ads: The ads.
+        traceparent: Trace of the call; empty if there is none.
+    """
+
+    request_id: str
+    fingerprint: bytes
+    ads: Sequence[Ad]
+    traceparent: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreatedBatch:
+    """Ads in the order of the batch, with the number of the last change that they made."""
+
+    ad_sids: list[AdSid]
+    cursor: int
+
+
+class _CollisionError(Exception):
+    """Another transaction was faster; this one has to be tried anew."""
+
+
+class BatchCreator:
+    """Creates ads in batches."""
+
+    def __init__(self, database: Database, registry: CodebookRegistry) -> None:
+        """Write to `database`; SIDs come from the codebooks of `registry`."""
+        self._database = database
+        self._registry = registry
+
+    async def create(self, batch: Batch) -> CreatedBatch:
+        """Create ads with SIDs under every registered codebook; return those under the active one.
+
+        A batch that was created before changes nothing and returns the first answer.
+
+        Raises:
+            InvalidArgumentError: An ad is in the batch twice, or its text or vector cannot be used.
+            AlreadyExistsError: An ad exists, or `request_id` stands for another batch.
+            FailedPreconditionError: No codebook is active.
+            ResourceExhaustedError: A codebook is full.
+            AbortedError: Other writers were faster every time.
+        """
+        check_ads(batch.request_id, batch.ads)
+        # Encoding takes long and no lock: so it is done before the transaction that writes.
+        async with self._database.session() as session:
+            repeated = await self._created_before(session, batch)
+            if repeated is not None:
+                return repeated
+            await check_new(session, batch.ads)
+            registered = await self._registry.list(session)
+        vectors = await self._embed(registered, batch.ads, {})
+        for attempt in range(ATTEMPTS):
+            try:
+                return await self._try_create(batch, vectors, alone=attempt > 0)
+            except _CollisionError as collision:
+                log.info("batch_collided", request_id=batch.request_id, attempt=attempt, reason=str(collision))
+        raise AbortedError("request_id", repr(batch.request_id), "other writers were faster, send the batch again")
+
+    async def _try_create(self, batch: Batch, vectors: dict[str, NDArray[np.float32]], *, alone: bool) -> CreatedBatch:
+        async with self._database.session() as session:
+            try:
+                await lock_assignment(session, alone=alone)
+                return await self._create(session, batch, vectors)
+            except DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) in COLLISIONS:
+                    raise _CollisionError(str(error.orig)) from error
+                raise
+
+    async def _create(
+        self, session: AsyncSession, batch: Batch, vectors: dict[str, NDArray[np.float32]]
+    ) -> CreatedBatch:
+        repeated = await self._created_before(session, batch)
+        if repeated is not None:
+            return repeated
+        await check_new(session, batch.ads)
+        registered = await self._registry.list(session)
+        active = active_codebook(registered)
+        vectors = await self._embed(registered, batch.ads, vectors)
+        sids = {
+            entry.codebook_id: await assign_sids(
+                session, await self._registry.load(entry), batch.ads, vectors[entry.codebook_id]
+            )
+            for entry in registered
+        }
+        now = datetime.now(UTC)
+        await insert_ads(session, batch.ads, now)
+        for codebook_id in sorted(sids):
+            await insert_sids(session, codebook_id, batch.ads, sids[codebook_id])
+        changes = [
+            Change(ad.ad_id, ad.state, ad.bid_micros, ad.content.advertiser_id, ad.conversion_type) for ad in batch.ads
+        ]
+        last = await append_changes(session, changes, traceparent=batch.traceparent, change_time=now)
+        session.add(
+            BatchRow(
+                request_id=batch.request_id,
+                fingerprint=batch.fingerprint,
+                codebook_id=active.codebook_id,
+                first_seq=last - len(changes) + 1,
+                last_seq=last,
+            )
+        )
+        await session.flush()
+        return CreatedBatch(
+            [
+                AdSid(
+                    ad_id=ad.ad_id,
+                    codebook_id=active.codebook_id,
+                    codes=tuple(codes),
+                    advertiser_id=ad.content.advertiser_id,
+                    conversion_type=ad.conversion_type,
+                    bid_micros=ad.bid_micros,
+                    state=ad.state,
+                    create_time=now,
+                    update_time=now,
+                )
+                for ad, codes in zip(batch.ads, sids[active.codebook_id].tolist(), strict=True)
+            ],
+            last,
+        )
+
+    async def _embed(
+        self, registered: Sequence[RegisteredCodebook], ads: Sequence[Ad], known: dict[str, NDArray[np.float32]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return the ads' vectors under each codebook, by its id; those in `known` as they are."""
+        active = active_codebook(registered)
+        check_vectors(ads, await self._registry.load(active))
+        vectors = {}
+        for entry in registered:
+            if entry.codebook_id in known:
+                vectors[entry.codebook_id] = known[entry.codebook_id]
+                continue
+            codebook = await self._registry.load(entry)
+            vectors[entry.codebook_id] = await in_thread(partial(embed, codebook, ads))
+        return vectors
+
+    async def _created_before(self, session: AsyncSession, batch: Batch) -> CreatedBatch | None:
+        """Return the first answer to this batch: its changes hold the ads as they were created."""
+        row = await session.get(BatchRow, batch.request_id)
+        if row is None:
+            return None
+        if row.fingerprint != batch.fingerprint:
+            remedy = "this request_id created other ads, send a new one"
+            raise AlreadyExistsError("request_id", repr(batch.request_id), remedy)
+        created = await session.execute(
+            select(CatalogChangeRow, AdSidRow)
+            .join(AdSidRow, AdSidRow.ad_id == CatalogChangeRow.ad_id)
+            .where(AdSidRow.codebook_id == row.codebook_id)
+            .where(CatalogChangeRow.seq.between(row.first_seq, row.last_seq))
+            .order_by(CatalogChangeRow.seq)
+        )
+        ad_sids = [
+            AdSid(
+                ad_id=change.ad_id,
+                codebook_id=sid.codebook_id,
+                codes=(*sid.semantic_codes, sid.business_code),
+                advertiser_id=change.advertiser_id,
+                conversion_type=change.conversion_type,
+                bid_micros=change.bid_micros,
+                state=change.state,
+                create_time=change.change_time,
+                update_time=change.change_time,
+            )
+            for change, sid in created.tuples()
+        ]
+        return CreatedBatch(ad_sids, row.last_seq)

@@ -1,0 +1,98 @@
+"""`SidService` over gRPC: translates and delegates."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_runtime.db import Database
+from gr4ad_runtime.telemetry import current_traceparent
+
+from sid_assigner.ad_lookup import get_by_ad, get_by_ads, get_by_sid
+from sid_assigner.ad_update import update_ad
+from sid_assigner.batch_creator import BatchCreator
+from sid_assigner.codebook_activation import activate_codebook
+from sid_assigner.codebook_registry import CodebookRegistry
+from sid_assigner.feed_reader import FeedReader
+from sid_assigner.translation import STATES, ad_sid_message, batch_of, catalog_message, codebook_message
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class SidServicer(sid_pb2_grpc.SidServiceServicer):
+    """The service; errors are raised and become status codes in an interceptor."""
+
+    def __init__(
+        self, database: Database, registry: CodebookRegistry, creator: BatchCreator, reader: FeedReader
+    ) -> None:
+        """Serve ads of `database`."""
+        self._database = database
+        self._registry = registry
+        self._creator = creator
+        self._reader = reader
+
+    async def BatchCreateAdSids(
+        self, request: sid_pb2.BatchCreateAdSidsRequest, context: Context
+    ) -> sid_pb2.BatchCreateAdSidsResponse:
+        """Create ads with SIDs."""
+        created = await self._creator.create(batch_of(request, current_traceparent()))
+        ad_sids = [ad_sid_message(ad_sid) for ad_sid in created.ad_sids]
+        return sid_pb2.BatchCreateAdSidsResponse(ad_sids=ad_sids, catalog_cursor=created.cursor)
+
+    async def GetAdSid(self, request: sid_pb2.GetAdSidRequest, context: Context) -> sid_pb2.GetAdSidResponse:
+        """Look one ad up."""
+        async with self._database.session() as session:
+            codebook = await self._registry.find(session, request.codebook_id)
+            if request.HasField("sid"):
+                found = await get_by_sid(session, codebook, request.sid.codes)
+            else:
+                found = await get_by_ad(session, codebook, request.ad_id)
+        return sid_pb2.GetAdSidResponse(ad_sid=ad_sid_message(found))
+
+    async def BatchGetAdSids(
+        self, request: sid_pb2.BatchGetAdSidsRequest, context: Context
+    ) -> sid_pb2.BatchGetAdSidsResponse:
+        """Look many ads up."""
+        async with self._database.session() as session:
+            codebook = await self._registry.find(session, request.codebook_id)
+            found = await get_by_ads(session, codebook, request.ad_ids)
+        return sid_pb2.BatchGetAdSidsResponse(ad_sids=[ad_sid_message(ad_sid) for ad_sid in found])
+
+    async def UpdateAd(self, request: sid_pb2.UpdateAdRequest, context: Context) -> sid_pb2.UpdateAdResponse:
+        """Change a bid or a state."""
+        updated = await update_ad(
+            self._database,
+            self._registry,
+            request.ad_id,
+            bid_micros=request.bid_micros if request.HasField("bid_micros") else None,
+            state=STATES[request.state] if request.HasField("state") else None,
+            traceparent=current_traceparent(),
+        )
+        return sid_pb2.UpdateAdResponse(ad_sid=ad_sid_message(updated.ad_sid), catalog_cursor=updated.cursor)
+
+    async def ReadCatalog(
+        self, request: sid_pb2.ReadCatalogRequest, context: Context
+    ) -> AsyncIterator[sid_pb2.ReadCatalogResponse]:
+        """Stream the catalogue."""
+        reading = self._reader.read(request.codebook_id, request.cursor, until_current=request.until_current)
+        async with aclosing(reading) as parts:
+            async for part in parts:
+                yield catalog_message(part)
+
+    async def ListCodebooks(
+        self, request: sid_pb2.ListCodebooksRequest, context: Context
+    ) -> sid_pb2.ListCodebooksResponse:
+        """List the codebooks."""
+        async with self._database.session() as session:
+            codebooks = await self._registry.list(session)
+        return sid_pb2.ListCodebooksResponse(codebooks=[codebook_message(codebook) for codebook in codebooks])
+
+    async def ActivateCodebook(
+        self, request: sid_pb2.ActivateCodebookRequest, context: Context
+    ) -> sid_pb2.ActivateCodebookResponse:
+        """Make a codebook the active one."""
+        codebook = await activate_codebook(self._database, self._registry, request.codebook_id)
+        return sid_pb2.ActivateCodebookResponse(codebook=codebook_message(codebook))

@@ -1,0 +1,213 @@
+"""Ads of a data folder into the SID assigner, and look-ups of what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.type.v1 import type_pb2
+from gr4ad_core.learning.data_folder import DataFolderError, Item, read_items
+from gr4ad_runtime.channels import open_channel
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+MAX_BATCH = 1000  # the contract's limit
+CALL_TIMEOUT_S = 120.0
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+ADDRESS_VARIABLE = "GR4AD_SID_ASSIGNER_ADDRESS"
+
+sid_app = typer.Typer(help="Look up ads and their semantic IDs.", no_args_is_help=True)
+
+
+@dataclass(frozen=True, slots=True)
+class IngestResult:
+    """What an ingestion did.
+
+    Attributes:
+        ads: Ads of the folder, each with a SID now.
+        seconds: Time it took.
+        cursor: A reader of the catalogue at or past this cursor knows all of them.
+    """
+
+    ads: int
+    seconds: float
+    cursor: int
+
+
+async def ingest_folder(
+    data_dir: Path | str,
+    sid_assigner_address: str,
+    batch_size: int = 500,
+    concurrency: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> IngestResult:
+    """Create every ad of a data folder.
+
+    A batch's request id is a digest of its ads, so a run that was cut off is resumed by running it again: batches that
+    were created before answer at once and change nothing. With a concurrency of 1 the ads arrive in file order, and the
+    SIDs of a store that was empty are the same every time.
+
+    Args:
+        data_dir: Folder with `items.jsonl[.gz]`.
+        sid_assigner_address: Address of the SID assigner.
+        batch_size: Ads in a call, 1 to 1000.
+        concurrency: Calls under way at a time.
+        progress: Called with the ads created so far and the ads of the folder, after each batch.
+
+    Raises:
+        DataFolderError: The folder cannot be used.
+        grpc.aio.AioRpcError: The SID assigner refused a batch; batches before it stay.
+    """
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise ValueError(f"batch_size: {batch_size}: choose 1 to {MAX_BATCH}")
+    if concurrency < 1:
+        raise ValueError(f"concurrency: {concurrency}: choose 1 or more")
+    started = time.perf_counter()
+    items = await asyncio.to_thread(read_items, Path(data_dir))
+    batches = _batches(items, batch_size)
+    created = cursor = 0
+
+    async def send(stub: sid_pb2_grpc.SidServiceAsyncStub) -> None:
+        nonlocal created, cursor
+        for request in batches:  # shared by the senders: each takes the next batch
+            response = await stub.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
+            created += len(response.ad_sids)
+            cursor = max(cursor, response.catalog_cursor)
+            if progress is not None:
+                progress(created, len(items))
+
+    async with open_channel(sid_assigner_address) as channel:
+        stub = sid_pb2_grpc.SidServiceStub(channel)
+        senders = [asyncio.ensure_future(send(stub)) for _ in range(concurrency)]
+        try:
+            await asyncio.gather(*senders)
+        finally:
+            for sender in senders:
+                sender.cancel()
+            await asyncio.gather(*senders, return_exceptions=True)
+    return IngestResult(ads=created, seconds=time.perf_counter() - started, cursor=cursor)
+
+
+def _batches(items: Sequence[Item], batch_size: int) -> Iterator[sid_pb2.BatchCreateAdSidsRequest]:
+    for start in range(0, len(items), batch_size):
+        request = sid_pb2.BatchCreateAdSidsRequest(ads=[to_ad(item) for item in items[start : start + batch_size]])
+        digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+        request.request_id = f"ingest-{digest[:40]}"
+        yield request
+
+
+def to_ad(item: Item) -> sid_pb2.Ad:
+    """Return an item as the ad that the SID assigner takes."""
+    # The default account is left to the service: a brand may be longer than an account that is stated.
+    stated = item.advertiser_id != (item.brand or item.item_id)
+    return sid_pb2.Ad(
+        ad_id=item.item_id,
+        title=item.title,
+        brand=item.brand,
+        categories=item.categories,
+        description=item.description,
+        advertiser_id=item.advertiser_id if stated else "",
+        ad_type=sid_pb2.AdType.Value(f"AD_TYPE_{item.ad_type.upper()}"),
+        conversion_type=sid_pb2.ConversionType.Value(f"CONVERSION_TYPE_{item.conversion_type.upper()}"),
+        bid_micros=item.bid_micros,
+        state=sid_pb2.AdState.Value(f"AD_STATE_{item.state.upper()}"),
+    )
+
+
+async def look_up(
+    sid_assigner_address: str, *, ad_id: str = "", codes: Sequence[int] = (), codebook_id: str = ""
+) -> sid_pb2.AdSid:
+    """Return an ad by its id, or by its SID where `codes` are given.
+
+    Raises:
+        grpc.aio.AioRpcError: There is none.
+    """
+    request = sid_pb2.GetAdSidRequest(codebook_id=codebook_id)
+    if codes:
+        request.sid.CopyFrom(type_pb2.SemanticId(codes=codes))
+    else:
+        request.ad_id = ad_id
+    async with open_channel(sid_assigner_address) as channel:
+        response = await sid_pb2_grpc.SidServiceStub(channel).GetAdSid(request, timeout=CALL_TIMEOUT_S)
+    return response.ad_sid
+
+
+def ingest_command(
+    data_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder with items.jsonl[.gz].")],
+    address: Annotated[
+        str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
+    ] = DEFAULT_ADDRESS,
+    batch_size: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Ads in a call.")] = 500,
+    concurrency: Annotated[int, typer.Option(min=1, max=64, help="Calls under way at a time.")] = 2,
+) -> None:
+    """Create every ad of a data folder; run it again to resume."""
+    columns = (TextColumn("ingest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("ingest", total=None)
+
+        def show(created: int, total: int) -> None:
+            bar.update(task, completed=created, total=total)
+
+        try:
+            result = asyncio.run(ingest_folder(data_dir, address, batch_size, concurrency, show))
+        except DataFolderError as error:
+            raise _exit(console, str(error)) from error
+        except grpc.aio.AioRpcError as error:
+            raise _exit(console, _described(error, address)) from error
+    rate = result.ads / max(result.seconds, 1e-9)
+    typer.echo(f"{result.ads} ads in {result.seconds:.1f} s ({rate:.0f}/s), catalogue cursor {result.cursor}")
+
+
+@sid_app.command("get")
+def sid_get(
+    ad_id: Annotated[str, typer.Argument(help="The ad; leave it out to look up by --sid.")] = "",
+    sid: Annotated[str, typer.Option(help="A SID, as codes with commas: 12,7,301.")] = "",
+    codebook: Annotated[str, typer.Option(help="Codebook of the SID; the active one by default.")] = "",
+    address: Annotated[
+        str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
+    ] = DEFAULT_ADDRESS,
+) -> None:
+    """Show an ad and its SID, by either of them."""
+    console = Console(stderr=True)
+    if bool(ad_id) == bool(sid):
+        raise _exit(console, "ad_id, --sid: both or none: give one of them")
+    try:
+        codes = [int(code) for code in sid.split(",")] if sid else []
+        found = asyncio.run(look_up(address, ad_id=ad_id, codes=codes, codebook_id=codebook))
+    except ValueError as error:
+        raise _exit(console, f"--sid: {sid}: give whole numbers with commas, such as 12,7,301") from error
+    except grpc.aio.AioRpcError as error:
+        raise _exit(console, _described(error, address)) from error
+    shown = {
+        "ad": found.ad_id,
+        "sid": ",".join(str(code) for code in found.sid.codes),
+        "codebook": found.codebook_id,
+        "advertiser": found.advertiser_id,
+        "conversion": sid_pb2.ConversionType.Name(found.conversion_type).removeprefix("CONVERSION_TYPE_").lower(),
+        "bid_micros": found.bid_micros,
+        "state": sid_pb2.AdState.Name(found.state).removeprefix("AD_STATE_").lower(),
+        "created": found.create_time.ToJsonString(),
+        "updated": found.update_time.ToJsonString(),
+    }
+    for name, value in shown.items():
+        typer.echo(f"{name:<11}{value}")
+
+
+def _described(error: grpc.aio.AioRpcError, address: str) -> str:
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return f"address: {address}: no answer ({error.details()}): start the suite with `gr4ad up` or set --address"
+    return error.details() or error.code().name
+
+
+def _exit(console: Console, message: str) -> typer.Exit:
+    console.print(message, style="red", markup=False, highlight=False)
+    return typer.Exit(1)
