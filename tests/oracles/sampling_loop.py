@@ -59,9 +59,7 @@ def value_micros(
                 of_all[other.behavior] += 1
                 if conversion_types[other.item_id] == kind:
                     of_kind[other.behavior] += 1
-    if of_all[event.behavior]:
-        prior = of_all[charged] / of_all[event.behavior]
-    else:
-        prior = prior_rates[event.behavior, charged]
+    before = of_all[event.behavior]
+    prior = of_all[charged] / before if before else prior_rates[event.behavior, charged]
     rate = (of_kind[charged] + prior_events * prior) / (of_kind[event.behavior] + prior_events)
     return 1000.0 * bids[event.item_id] * min(rate, 1.0)

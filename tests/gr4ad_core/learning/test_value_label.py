@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gr4ad_core.learning.value_label import PRIOR_EVENTS, PRIOR_RATES, ChargeRates, EcpmBuckets
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from gr4ad_core.learning.value_label import PRIOR_EVENTS, PRIOR_RATES, ChargeRates, EcpmBuckets
 
 BID = 2_000_000
 
@@ -82,5 +81,5 @@ def test_equal_values_make_one_bucket():
 
 @pytest.mark.parametrize("values", [[], [1.0, float("nan")], [-1.0], [float("inf")]])
 def test_buckets_refuse_values_that_are_none(values):
-    with pytest.raises(ValueError, match="value_micros.*give"):
+    with pytest.raises(ValueError, match=r"value_micros.*give"):
         EcpmBuckets.fit(np.array(values, np.float64), 4)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from gr4ad_core.learning.vsl import VslConfig, vsl_loss
+from gr4ad_core.model.lazy_ar import TokenOutputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gr4ad_core.learning.vsl import VslConfig, vsl_loss
-from gr4ad_core.model.lazy_ar import TokenOutputs
 from tests.oracles import vsl_loop
 
 SIZES = (7, 5, 3)
