@@ -54,9 +54,14 @@ class FieldError(Gr4adError):
 
 
 class InvalidArgumentError(FieldError):
-    """The request is wrong in itself, whatever the state of the system."""
+    """The request is wrong in itself, whatever the state of the system.
+
+    Attributes:
+        violations: (field, what is wrong) of every field at fault, where several are known.
+    """
 
     code = grpc.StatusCode.INVALID_ARGUMENT
+    violations: tuple[tuple[str, str], ...] = ()
 
 
 class NotFoundError(FieldError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any, cast
+from typing import cast
 
 import structlog
 from opentelemetry import trace
-from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 
 def configure_logging(service: str, level: str = "INFO") -> None:
@@ -24,7 +24,11 @@ def configure_logging(service: str, level: str = "INFO") -> None:
         event["service"] = service
         return event
 
-    shared = [
+    # Local variables of a traceback would put users' histories into the log.
+    tracebacks = structlog.processors.ExceptionRenderer(
+        structlog.tracebacks.ExceptionDictTransformer(show_locals=False)
+    )
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -32,7 +36,7 @@ def configure_logging(service: str, level: str = "INFO") -> None:
         _add_trace,
     ]
     structlog.configure(
-        processors=[*shared, structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()],
+        processors=[*shared, tracebacks, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(sys.stdout),
         cache_logger_on_first_use=False,
@@ -43,7 +47,7 @@ def configure_logging(service: str, level: str = "INFO") -> None:
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.dict_tracebacks,
+                tracebacks,
                 structlog.processors.JSONRenderer(),
             ],
         )
@@ -53,8 +57,8 @@ def configure_logging(service: str, level: str = "INFO") -> None:
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return a logger whose lines carry `name` as `logger`."""
-    return cast(FilteringBoundLogger, structlog.get_logger().bind(logger=name))
+    """Return a logger whose lines carry `name` as `module`. May be called before `configure_logging`."""
+    return cast(FilteringBoundLogger, structlog.get_logger(module=name))
 
 
 def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -63,8 +67,3 @@ def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
         event["trace_id"] = trace.format_trace_id(context.trace_id)
         event["span_id"] = trace.format_span_id(context.span_id)
     return event
-
-
-def flush() -> None:
-    """Write buffered lines out; stdout is block-buffered when it is a file."""
-    cast(Any, sys.stdout).flush()

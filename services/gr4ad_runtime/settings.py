@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
+from typing import Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -36,3 +37,20 @@ class ServiceSettings(BaseSettings):
     ad_generator_address: str = Field(default="127.0.0.1:50052", description="Where the generator serves.")
     reward_logger_address: str = Field(default="127.0.0.1:50053", description="Where the reward logger serves.")
     rspo_trainer_address: str = Field(default="127.0.0.1:50054", description="Where the trainer serves.")
+
+
+Settings = TypeVar("Settings", bound=ServiceSettings)
+
+
+def read_settings(kind: type[Settings]) -> Settings:
+    """Read a service's settings from the environment; end the process with exit code 2 where they are wrong.
+
+    What is printed names each variable, its value and the rule.
+    """
+    try:
+        return kind()
+    except ValidationError as error:
+        for problem in error.errors():
+            name = "GR4AD_" + "_".join(str(part) for part in problem["loc"]).upper()
+            sys.stderr.write(f"{name}: {problem['input']}: {problem['msg']}; correct the environment variable\n")
+        sys.exit(2)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import IO, Self, TypedDict
 from urllib.parse import quote
 
 import psycopg
@@ -30,8 +30,8 @@ STOP_SECONDS = 30.0
 # A fresh cluster takes 40 MiB, and WAL may grow to 1 GiB under load before a checkpoint trims it.
 MIN_FREE_BYTES = 256 * 1024 * 1024
 
-# $1 the server's id, $2 its pid file, $3… folders to remove once it has ended. The pid file, which goes with the server,
-# tells whether the id still means it; the id alone may linger in the process table where nobody reaps orphans.
+# $1 the server's id, $2 its pid file, $3… folders to remove once it has ended. The pid file, which goes with the
+# server, tells whether the id still means it; the id alone may linger in the process table where nobody reaps orphans.
 _GUARD = """
 read -r _
 if [ "$(head -n 1 "$2" 2>/dev/null)" = "$1" ]; then kill -INT "$1"; fi
@@ -287,7 +287,13 @@ def _account() -> pwd.struct_passwd | None:
     )
 
 
-def _identity(account: pwd.struct_passwd | None) -> dict[str, object]:
+class _Identity(TypedDict, total=False):
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def _identity(account: pwd.struct_passwd | None) -> _Identity:
     if account is None:
         return {}
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
