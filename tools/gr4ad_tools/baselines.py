@@ -1,4 +1,4 @@
-"""Baselines of next-item prediction that every evaluation reports beside the model: popularity and the transition graph.
+"""Baselines of next-item prediction that evaluations report beside the model: popularity and the transition graph.
 
 Both see the training part only, and count chosen events (clicks and conversions): what was merely shown tells what the
 logging policy liked. Neither repeats what the user already has.
