@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import protovalidate
@@ -23,14 +24,14 @@ def validate(message: Message) -> None:
     violations = _validator.collect_violations(message)
     if not violations:
         return
-    found = [(field_path(violation), describe(violation)) for violation in violations]
-    (field, what), *others = found
-    for path, description in others[: NAMED_VIOLATIONS - 1]:
-        what += f"; {path}: {description}"
+    found = [(field_path(violation), *describe(violation)) for violation in violations]
+    (field, value, rule), *others = found
+    for path, other_value, other_rule in others[: NAMED_VIOLATIONS - 1]:
+        rule += f"; {path}: {shorten(other_value)}: {other_rule}"
     if len(found) > NAMED_VIOLATIONS:
-        what += f"; and {len(found) - NAMED_VIOLATIONS} more"
-    error = InvalidArgumentError(field, "invalid", what)
-    error.violations = tuple(found)
+        rule += f"; and {len(found) - NAMED_VIOLATIONS} more"
+    error = InvalidArgumentError(field, value, rule)
+    error.violations = tuple((path, broken) for path, _, broken in found)
     raise error
 
 
@@ -43,12 +44,12 @@ def field_path(violation: Any) -> str:
     return ".".join(parts) or "request"
 
 
-def describe(violation: Any) -> str:
-    """Return a violation's value, where it is a scalar or a list, and its rule."""
-    rule = violation.proto.message or violation.proto.rule_id
+def describe(violation: Any) -> tuple[str, str]:
+    """Return a violation's value, shown where it is a scalar and counted where it is a list, and its rule."""
+    rule = str(violation.proto.message or violation.proto.rule_id)
     value = violation.field_value
-    if value is None or isinstance(value, Message) or hasattr(value, "DESCRIPTOR"):
-        return str(rule)
     if isinstance(value, str | bytes | bool | int | float):
-        return f"{shorten(value)}: {rule}"
-    return f"{len(value)} items: {rule}" if hasattr(value, "__len__") else str(rule)
+        return str(value), rule
+    if isinstance(value, Sequence | Mapping):
+        return f"{len(value)} items", rule
+    return ("missing" if value is None else "invalid"), rule

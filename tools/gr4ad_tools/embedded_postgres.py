@@ -1,7 +1,6 @@
 """A PostgreSQL server out of a wheel: no root, no installation, about a second to start.
 
-The server is reached over a unix socket in a private folder. It never outlives its owner: a guard process waits at a
-pipe that the operating system closes with the owner, however that ends, and then shuts the server down.
+The server is reached over a unix socket in a private folder, and never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -24,22 +23,13 @@ import psycopg
 from gr4ad_runtime.errors import DataLossError, FailedPreconditionError, Gr4adError, ResourceExhaustedError
 from psycopg import sql
 
+from gr4ad_tools.process_guard import ProcessGuard
+
 VERSION = 18
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 # A fresh cluster takes 40 MiB, and WAL may grow to 1 GiB under load before a checkpoint trims it.
 MIN_FREE_BYTES = 256 * 1024 * 1024
-
-# $1 the server's id, $2 its pid file, $3… folders to remove once it has ended. The pid file, which goes with the
-# server, tells whether the id still means it; the id alone may linger in the process table where nobody reaps orphans.
-_GUARD = """
-read -r _
-if [ "$(head -n 1 "$2" 2>/dev/null)" = "$1" ]; then kill -INT "$1"; fi
-turns=0
-while [ -e "$2" ] && [ "$turns" -lt 300 ]; do sleep 0.1; turns=$((turns + 1)); done
-shift 2
-rm -rf -- "$@"
-"""
 
 
 class EmbeddedPostgres:
@@ -74,7 +64,7 @@ class EmbeddedPostgres:
         self._free_bytes = free_bytes
         self._bin = _programs()
         self._server: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: ProcessGuard | None = None
         self._socket_dir: Path | None = None
         self._log: IO[bytes] | None = None
 
@@ -124,8 +114,7 @@ class EmbeddedPostgres:
                 self._server.kill()
                 self._server.wait()
         if self._guard is not None:
-            self._guard.kill()
-            self._guard.communicate()
+            self._guard.release()
         if self._log is not None:
             self._log.close()
         if self._socket_dir is not None:
@@ -219,14 +208,12 @@ class EmbeddedPostgres:
             start_new_session=True,
             **_identity(account),
         )
-        doomed = [str(self._socket_dir)] + ([str(self.data_dir)] if self._ephemeral else [])
-        self._guard = subprocess.Popen(
-            ["sh", "-c", _GUARD, "guard", str(self._server.pid), str(self.data_dir / "postmaster.pid"), *doomed],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            start_new_session=True,
+        self._guard = ProcessGuard(
+            self._server.pid,
+            stop_signal="INT",
+            grace_seconds=int(STOP_SECONDS),
+            pid_file=self.data_dir / "postmaster.pid",
+            doomed=[self._socket_dir, *([self.data_dir] if self._ephemeral else [])],
         )
 
     def _await_answer(self) -> None:
