@@ -87,7 +87,7 @@ class Behaviour:
 
     def examination(self, slots: IntArray) -> Float32Array:
         """Return the probability that slots, from 0, are looked at: (1 + slot)^−decay."""
-        return np.power(1.0 + slots, -self._config.examination_decay).astype(np.float32)
+        return np.asarray(np.power(1.0 + slots, -self._config.examination_decay), dtype=np.float32)
 
     def probabilities(
         self, users_R: IntArray, ads_RL: IntArray, times_R: FloatArray, slots_L: IntArray
@@ -180,7 +180,7 @@ def _delays(types: IntArray, rng: np.random.Generator) -> FloatArray:
     scale, shape = np.asarray(DELAY_SCALE_S)[types], np.asarray(DELAY_SHAPE)[types]
     within = -np.expm1(-np.power(LONGEST_DELAY_S / scale, shape))  # probability of a delay below the cut-off
     drawn = scale * np.power(-np.log1p(-rng.random(len(types)) * within), 1.0 / shape)
-    return np.clip(drawn, SHORTEST_DELAY_S, LONGEST_DELAY_S)
+    return np.asarray(np.clip(drawn, SHORTEST_DELAY_S, LONGEST_DELAY_S))
 
 
 def _intercept(log_odds: Float32Array, weights: FloatArray, base: FloatArray, rate: float) -> float:

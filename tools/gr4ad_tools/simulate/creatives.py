@@ -85,7 +85,7 @@ def make_creatives(account_C: IntArray, rng: np.random.Generator) -> Creatives:
     second_P = np.array([rng.choice(related_topics(int(topic))) for topic in main_P])
     rank_P = rng.random(n_products)
     level_K = rng.normal(3.0, 0.8, len(TOPICS))
-    price_P = np.exp(level_K[main_P] + PRICE_SPREAD * _normal_quantile(rank_P))
+    price_P: FloatArray = np.exp(level_K[main_P] + PRICE_SPREAD * _normal_quantile(rank_P))
 
     main_share = rng.uniform(*MAIN_TOPIC_SHARE, n)
     style_CY = np.eye(len(STYLES))[rng.integers(0, len(STYLES), n)] + STYLE_NOISE * rng.normal(size=(n, len(STYLES)))
@@ -130,7 +130,7 @@ def _products(account_C: IntArray, rng: np.random.Generator) -> IntArray:
     slots_A = np.maximum(1, np.round(np.bincount(account_C) / CREATIVES_PER_PRODUCT).astype(np.int64))
     slot_C = (rng.random(len(account_C)) * slots_A[account_C]).astype(np.int64)
     key_C = account_C * int(slots_A.max()) + slot_C
-    return np.unique(key_C, return_inverse=True)[1].astype(np.int64)
+    return np.asarray(np.unique(key_C, return_inverse=True)[1], dtype=np.int64)
 
 
 def _text(

@@ -8,6 +8,8 @@ The propensity of a slot is exact: the mixture's share of the ad among the ads t
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -83,7 +85,7 @@ class LoggingPolicy:
         columns_RM = np.empty((len(users_R), draws), dtype=np.int64)
         order = np.argsort(users_R, kind="stable")
         bounds = np.searchsorted(users_R[order], np.arange(0, len(self._users) + USER_CHUNK, USER_CHUNK))
-        for chunk, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+        for chunk, (start, end) in enumerate(pairwise(bounds)):
             rows = order[start:end]
             first = chunk * USER_CHUNK
             cumulative = np.cumsum(self._shares_UN[first : first + USER_CHUNK], axis=1, dtype=np.float64)

@@ -138,7 +138,7 @@ class Market:
         return item_records(self._ads, numbers, self.config.days)
 
     def bid_changes(self) -> dict[str, int]:
-        """Return the bids in micros that campaigns change when the log ends, by item id: public, empty but for `shift`."""
+        """Return the bids in micros that change when the log ends, by item id: public, empty but for `shift`."""
         changed = np.flatnonzero(self._ads.bid_micros_N != self._ads.later_bid_micros_N)
         return {self.item_ids[ad]: int(self._ads.later_bid_micros_N[ad]) for ad in changed}
 

@@ -1,7 +1,7 @@
 """What ads pay: true eCPM, charges, daily budgets and the loop that paces them.
 
-`eCPM(u, a, t) = 1000 · p(examined) · p(click) · (cpc + p(conversion | click) · p(reported) · cpa)` in micros: a campaign
-pays its bid per click (cpc) or per reported conversion (cpa), never both.
+`eCPM(u, a, t) = 1000 · p(examined) · p(click) · (cpc + p(conversion | click) · p(reported) · cpa)` in micros:
+a campaign pays its bid per click (cpc) or per reported conversion (cpa), never both.
 """
 
 from __future__ import annotations
