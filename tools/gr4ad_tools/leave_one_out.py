@@ -22,12 +22,11 @@ from pathlib import Path
 
 import numpy as np
 from gr4ad.type.v1 import type_pb2
-from gr4ad_core.learning.data_folder import Interactions
+from gr4ad_core.learning.data_folder import CLICK, CONVERSION, IMPRESSION, Interactions
 from numpy.typing import NDArray
 
-CLICK = 2  # the weakest behaviour that counts as chosen
 HISTORY_LIMIT = 256  # the contract's limit
-EVENT_TYPES = {1: "impression", 2: "click", 3: "conversion"}
+EVENT_TYPES = {IMPRESSION: "impression", CLICK: "click", CONVERSION: "conversion"}
 
 
 @dataclass(frozen=True)
