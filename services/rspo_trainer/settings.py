@@ -1,0 +1,25 @@
+"""Configuration of the trainer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from gr4ad_runtime.settings import ServiceSettings
+from pydantic import Field
+
+
+class RspoTrainerSettings(ServiceSettings):
+    """Settings of the trainer, read from `GR4AD_*` variables; see `ServiceSettings` for those of every service."""
+
+    port: int = Field(default=50054, ge=0, le=65535, description="Port to serve on; 0 for a free one.")
+    device: Literal["cpu", "cuda"] = Field(default="cpu", description="Where runs compute.")
+    torch_threads: int = Field(default=2, ge=1, le=256, description="Processor threads a run computes with.")
+    progress_seconds: float = Field(
+        default=1.0, gt=0.0, le=60.0, description="How often a run's progress is stored and its cancellation noticed."
+    )
+    watch_heartbeat_seconds: float = Field(
+        default=3.0, gt=0.0, le=60.0, description="Longest silence of WatchPolicies, so that a dead peer is noticed."
+    )
+    dependency_wait_seconds: float = Field(
+        default=60.0, ge=0.0, le=3600.0, description="How long a run waits for a service it reads from to come back."
+    )
