@@ -14,45 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gr4ad_core.learning.ad_table import AdTable
 from gr4ad_core.learning.data_folder import Interactions
 from gr4ad_core.learning.value_label import ChargeRates
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import ContextInputs, UserHistory, collate_contexts
 
+__all__ = ["AdTable", "Batch", "TrainingSet"]
+
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
 
 BATCHES_SORTED_TOGETHER = 32  # Wide enough that lengths inside a batch nearly agree, narrow enough to stay shuffled.
-
-
-@dataclass(frozen=True)
-class AdTable:
-    """The ads a policy is trained to write, in columns."""
-
-    ad_ids: list[str]
-    """The caller's ids, unique."""
-    sids: IntArray
-    """Their SIDs, `[A, T]`."""
-    bid_micros: IntArray
-    """Bid per charged event in micros, `[A]`."""
-    conversion_types: list[str]
-    """What each ad pays for: click, install, purchase, lead or follow."""
-
-    def __post_init__(self) -> None:
-        """Check that the columns agree.
-
-        Raises:
-            ValueError: Columns differ in length, or an ad id occurs twice.
-        """
-        count = len(self.ad_ids)
-        if self.sids.ndim != 2 or {len(self.sids), len(self.bid_micros), len(self.conversion_types)} != {count}:
-            raise ValueError(
-                f"ads: {count} ids, sids {self.sids.shape}, {len(self.bid_micros)} bids, "
-                f"{len(self.conversion_types)} conversion types: give one of each per ad"
-            )
-        if len(set(self.ad_ids)) != count:
-            twice = next(ad_id for ad_id in self.ad_ids if self.ad_ids.count(ad_id) > 1)
-            raise ValueError(f"ads.ad_ids: {twice} occurs twice: give every ad once")
 
 
 @dataclass(frozen=True)

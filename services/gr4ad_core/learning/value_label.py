@@ -1,7 +1,7 @@
 """What an event is worth: the expected charge behind it, and the value buckets that the eCPM token predicts.
 
-`v(event e on ad i) = 1000 · bid_i · r[conversion type of i][behaviour of e]` in micros per mille: r is the rate at which
-such an event ends in the one that is charged (method.md §2.3, §3.1).
+`v(event e on ad i) = 1000 · bid_i · r[conversion type of i][behaviour of e]` in micros per mille: r is the rate at
+which such an event ends in the one that is charged (method.md §2.3, §3.1).
 Shapes: N events, M samples, V value buckets.
 """
 

@@ -129,7 +129,7 @@ def test_validation_events_are_their_users_last_and_in_no_history(training_set):
 
 
 def test_validation_takes_at_most_a_tenth(training_set):
-    training, held_out = training_set.split_validation(10_000, np.random.default_rng(0))
+    _, held_out = training_set.split_validation(10_000, np.random.default_rng(0))
     assert len(held_out) <= len(training_set) // 10
 
 
