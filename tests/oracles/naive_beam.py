@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gr4ad_core.model.context import UserHistory
+
 from tests.oracles.brute_force_trie import BruteForceTrie, Sid
 from tests.oracles.plain_decoder import PlainDecoder
 

@@ -4,10 +4,10 @@ work. Every call starts from the history again (method.md §2)."""
 from __future__ import annotations
 
 import torch
-from torch import Tensor
-
 from gr4ad_core.model.context import UserHistory
 from gr4ad_core.model.lazy_ar import LazyAr
+from torch import Tensor
+
 from tests.oracles.naive_context import naive_events, naive_feature_ids, naive_sid_hash
 
 

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import UserHistory
 from gr4ad_core.model.lazy_ar import LazyAr

@@ -6,6 +6,7 @@ from gr4ad_core.sid.trie import LiveTrie
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+
 from tests.oracles.brute_force_trie import BruteForceTrie
 
 HUGE = (2**31, 2**31, 2**31)  # does not fit in 63 bits: sorted column by column
