@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import random
 import time
@@ -260,15 +261,15 @@ async def trace_change(receiver: OtlpReceiver, channel: grpc.aio.Channel, item: 
 
 async def _trace_with(receiver: OtlpReceiver, trace_id: int, services: set[str]) -> list[Span]:
     """Wait for a trace that reaches all the services; return what has come when the time is over."""
-    wanted = f"{trace_id:032x}"
-    give_up = time.monotonic() + TRACE_WAIT_S
-    while True:
-        spans = [span for span in receiver.spans if span.trace_id == wanted]
-        if services <= {span.service for span in spans} and any(span.parent_id is None for span in spans):
-            return spans
-        if time.monotonic() > give_up:
-            return spans
-        await asyncio.sleep(0.2)
+    name = f"{trace_id:032x}"
+
+    def whole(_: Sequence[Span]) -> bool:
+        spans = receiver.trace(name)
+        return services <= {span.service for span in spans} and any(not span.parent_id for span in spans)
+
+    with contextlib.suppress(TimeoutError):
+        await receiver.wait_for(whole, TRACE_WAIT_S)
+    return receiver.trace(name)
 
 
 def _returned(traffic: Traffic) -> int:

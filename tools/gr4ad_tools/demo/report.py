@@ -164,8 +164,8 @@ def _waterfall(spans: Sequence[Span]) -> list[dict[str, Any]]:
     services = list(dict.fromkeys(span.service for span in sorted(spans, key=lambda span: span.start_ns)))
     rows: list[dict[str, Any]] = []
 
-    def lay(parent: str | None, depth: int) -> None:
-        children = [span for span in spans if (span.parent_id if span.parent_id in known else None) == parent]
+    def lay(parent: str, depth: int) -> None:
+        children = [span for span in spans if (span.parent_id if span.parent_id in known else "") == parent]
         for span in sorted(children, key=lambda child: child.start_ns):
             rows.append(
                 {
@@ -180,7 +180,7 @@ def _waterfall(spans: Sequence[Span]) -> list[dict[str, Any]]:
             )
             lay(span.span_id, depth + 1)
 
-    lay(None, 0)
+    lay("", 0)
     return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass
@@ -27,12 +26,13 @@ from gr4ad_tools.demo.state import RunState
 from gr4ad_tools.leave_one_out import LeaveOneOut, write_training_folder
 from gr4ad_tools.otlp_receiver import OtlpReceiver
 from gr4ad_tools.simulate.market import Market
-from gr4ad_tools.supervisor import Suite
+from gr4ad_tools.up import Suite
 
 CHANNEL = "stable"
 CODEBOOK_ID = "demo"
 SECOND_POLICY_EPOCHS = 1
-MEGABYTE = 1 << 20
+# Of the traces that start in a service: load is not traced by its caller, and a few of its requests suffice.
+SAMPLE_RATIO = "0.002"
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,11 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         training_folder = state.folder / "training"
         write_training_folder(folder, split.train, training_folder)
         run_id = f"demo-{options.seed}"
-        async with OtlpReceiver() as receiver, _suite(state.folder, receiver, steps) as (suite, channels):
+        async with (
+            OtlpReceiver() as receiver,
+            _caller_telemetry(receiver),
+            _suite(state.folder, receiver, steps) as (suite, channels),
+        ):
             artifacts = suite.artifact_store
             with steps.phase("Fit and activate the codebook") as phase:
                 if "codebook" not in state.results:
@@ -141,7 +145,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
                 record.figures |= phases.sid_figures(record.sids_NT, record.level_sizes)
             preset = "demo" if options.data is None else "default"
             policies = []
-            for name, epochs, channel in (("Train the policy", 0, CHANNEL), ("Train a second one, briefly", 1, "")):
+            for name, epochs, channel in (("Train the policy", 0, CHANNEL), ("Train a second one, briefly", SECOND_POLICY_EPOCHS, "")):
                 with steps.phase(name) as phase:
                     run = await _train(suite, state, training_folder, preset, epochs, channel, options.seed, phase)
                     policies.append(run.policy.policy_id)
@@ -170,7 +174,12 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             with steps.phase("Report what was shown"):
                 record.figures |= await phases.report_what_was_shown(record, channels, split, items)
             with steps.phase("Follow two traces"):
-                await _trace(record, receiver, suite, contexts[0], items[0], run_id)
+                async with (
+                    open_channel(suite.addresses["ad_generator"]) as generator,
+                    open_channel(suite.addresses["sid_assigner"]) as sids,
+                ):
+                    record.request_trace = await phases.trace_request(receiver, generator, contexts[0], run_id)
+                    record.change_trace = await phases.trace_change(receiver, sids, items[0], run_id)
                 record.figures |= await phases.log_figures(channels)
     record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
     document = figures.document(
@@ -203,18 +212,32 @@ def _prepare(options: DemoOptions, state: RunState, steps: _Steps) -> Path:
 async def _suite(
     folder: Path, receiver: OtlpReceiver, steps: _Steps
 ) -> AsyncIterator[tuple[Suite, dict[str, grpc.aio.Channel]]]:
-    """Start the suite, and open plain channels to it: load is not traced, single requests are."""
-    with steps.phase("Start four services and PostgreSQL"):
-        suite = Suite(folder / "suite", otlp_endpoint=receiver.endpoint, env={"GR4AD_TRACE_SAMPLE_RATIO": "0.002"})
-        await suite.start()
-    channels = {name: grpc.aio.insecure_channel(address) for name, address in suite.addresses.items()}
+    """Start the suite, and open plain channels to it: load is not traced from here, single requests are."""
+    suite = Suite(folder / "suite", otlp_endpoint=receiver.endpoint, env={"GR4AD_TRACE_SAMPLE_RATIO": SAMPLE_RATIO})
+    async with contextlib.AsyncExitStack() as stack:
+        with steps.phase("Start four services and PostgreSQL") as phase:
+            await stack.enter_async_context(suite)
+            phase.finish(f"logs in {suite.workdir / 'logs'}")
+        channels = {name: grpc.aio.insecure_channel(address) for name, address in suite.addresses.items()}
+        try:
+            yield suite, channels
+        finally:
+            for channel in channels.values():
+                await channel.close()
+            with steps.phase("Drain and stop"):
+                await stack.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _caller_telemetry(receiver: OtlpReceiver) -> AsyncIterator[None]:
+    """Trace the calls that this process makes on traced channels."""
+    telemetry = configure_telemetry(
+        "caller", ServiceSettings(port=0, otlp_endpoint=receiver.endpoint, trace_sample_ratio=1.0)
+    )
     try:
-        yield suite, channels
+        yield
     finally:
-        for channel in channels.values():
-            await channel.close()
-        with steps.phase("Drain and stop"):
-            await suite.stop()
+        telemetry.shutdown()
 
 
 async def _train(
@@ -245,20 +268,3 @@ async def _train(
         request_id=f"demo-{seed}-{channel or 'second'}-{attempt}",
         progress=show,
     )
-
-
-async def _trace(
-    record: Record, receiver: OtlpReceiver, suite: Suite, context: Any, item: Any, run_id: str
-) -> None:
-    """Follow one request and one change through the services, traced from here on."""
-    settings = ServiceSettings(port=0, otlp_endpoint=receiver.endpoint, trace_sample_ratio=1.0)
-    telemetry = configure_telemetry("caller", settings)
-    try:
-        async with (
-            open_channel(suite.addresses["ad_generator"]) as generator,
-            open_channel(suite.addresses["sid_assigner"]) as sids,
-        ):
-            record.request_trace = await phases.trace_request(receiver, generator, context, run_id)
-            record.change_trace = await phases.trace_change(receiver, sids, item, run_id)
-    finally:
-        telemetry.shutdown()

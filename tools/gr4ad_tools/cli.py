@@ -1,0 +1,61 @@
+"""The `gr4ad` command: everything the suite does, one command each."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from gr4ad_runtime.errors import Gr4adError
+from rich.console import Console
+
+from gr4ad_tools import codebook, data, ingest, measure, reward, train, up
+from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
+from gr4ad_tools.demo.state import OutputFolderError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="A generative recommender for advertising: one model writes the semantic IDs of the ads worth showing.",
+)
+app.command("up")(up.up)
+app.add_typer(data.app, name="data", help="Check, convert and simulate data folders.")
+app.add_typer(codebook.app, name="codebook", help="Fit, activate and list codebooks.")
+app.command("ingest")(ingest.ingest_command)
+app.add_typer(ingest.sid_app, name="sid")
+app.command("train")(train.train_command)
+app.add_typer(train.policy_app, name="policy", help="List published policies and activate them.")
+app.command("eval")(measure.evaluate)
+app.command("traffic")(measure.traffic)
+app.command("live-index")(measure.live_index)
+app.add_typer(reward.app, name="reward", help="Look into the reward log.")
+
+
+@app.command()
+def demo(
+    data_folder: Annotated[
+        Path | None, typer.Option("--data", help="Normalised data folder; a simulated market by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("out/demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+) -> None:
+    """Run the whole loop on this machine and write summary.json and report.html; interrupted, it goes on where it was."""
+    console = Console()
+    command = " ".join(["gr4ad", *sys.argv[1:]])
+    try:
+        document = asyncio.run(run_demo(DemoOptions(data_folder, out, seed, command), console))
+    except (DataError, OutputFolderError, train.TrainingRunError, Gr4adError) as error:
+        console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print(f"Interrupted. The same command goes on where it was; what there is lies in {out}.")
+        raise typer.Exit(130) from None
+    measure.print_figures({name: measure.Figure(**figure) for name, figure in document["figures"].items()}, console)
+    console.print(f"summary  {out / 'summary.json'}\nreport   {out / 'report.html'}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()
