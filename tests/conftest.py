@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 from gr4ad_tools.embedded_postgres import EmbeddedPostgres
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 _numbers = itertools.count(1)
 
@@ -50,3 +54,20 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def _span_exporter() -> InMemorySpanExporter:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # A process has one provider for good: every test that looks at spans shares this one.
+    trace.set_tracer_provider(provider)
+    return exporter
+
+
+@pytest.fixture
+def spans(_span_exporter: InMemorySpanExporter) -> InMemorySpanExporter:
+    """The spans that this process finished since the test began: `spans.get_finished_spans()`."""
+    _span_exporter.clear()
+    return _span_exporter

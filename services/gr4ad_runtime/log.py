@@ -38,10 +38,10 @@ def configure_logging(service: str, level: str = "INFO") -> None:
     structlog.configure(
         processors=[*shared, tracebacks, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        logger_factory=structlog.PrintLoggerFactory(),
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _StdoutHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*shared, structlog.stdlib.add_logger_name],
@@ -52,8 +52,10 @@ def configure_logging(service: str, level: str = "INFO") -> None:
             ],
         )
     )
+    root = logging.getLogger()
+    root.handlers = [*(other for other in root.handlers if not isinstance(other, _StdoutHandler)), handler]
     # Libraries talk at INFO about things that are no news to an operator.
-    logging.basicConfig(level=max(number, logging.WARNING), handlers=[handler], force=True)
+    root.setLevel(max(number, logging.WARNING))
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -67,3 +69,13 @@ def _add_trace(_logger: WrappedLogger, _method: str, event: EventDict) -> EventD
         event["trace_id"] = trace.format_trace_id(context.trace_id)
         event["span_id"] = trace.format_span_id(context.span_id)
     return event
+
+
+class _StdoutHandler(logging.Handler):
+    """Writes to whatever stdout is at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stdout, flush=True)
+        except Exception:
+            self.handleError(record)

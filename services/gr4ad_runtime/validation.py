@@ -52,4 +52,4 @@ def describe(violation: Any) -> tuple[str, str]:
         return str(value), rule
     if isinstance(value, Sequence | Mapping):
         return f"{len(value)} items", rule
-    return ("missing" if value is None else "invalid"), rule
+    return ("missing" if violation.proto.rule_id == "required" else "invalid"), rule
