@@ -56,7 +56,9 @@ async def test_lists_are_scored_by_log_probability_whatever_order_they_come_in()
 async def test_probes_measure_the_delay_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_index, "WATCH_PAUSED_S", 0.4)
     live = {"first"}
-    ads = {"first": sid_pb2.Ad(ad_id="first", title="lamp", brand="b", conversion_type=sid_pb2.CONVERSION_TYPE_PURCHASE)}
+    ads = {
+        "first": sid_pb2.Ad(ad_id="first", title="lamp", brand="b", conversion_type=sid_pb2.CONVERSION_TYPE_PURCHASE)
+    }
     catalogue = Catalogue(live, delay_s=0.15)
     generator = Generator(lambda _: [(ad, -1.0) for ad in sorted(live, key=lambda ad: ad != "first")], delay_s=0.005)
     async with serving(generator, catalogue) as channel:

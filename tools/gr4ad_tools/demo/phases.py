@@ -119,13 +119,17 @@ def generated_for(split: LeaveOneOut, scored: ScoredLists, items: Sequence[Item]
         users.append(
             GeneratedFor(
                 user_id=split.interactions.user_ids[user],
-                history=[
-                    (titles[item_ids[split.interactions.items[e]]], BEHAVIORS[int(behaviors[e])]) for e in events
-                ],
+                history=[(titles[item_ids[split.interactions.items[e]]], BEHAVIORS[int(behaviors[e])]) for e in events],
                 history_length=target - start,
                 target=(target_id, titles[target_id]),
                 generated=[
-                    (ad.ad_id, titles.get(ad.ad_id, ad.ad_id), tuple(ad.sid.codes), ad.log_prob, ad.predicted_ecpm_micros)
+                    (
+                        ad.ad_id,
+                        titles.get(ad.ad_id, ad.ad_id),
+                        tuple(ad.sid.codes),
+                        ad.log_prob,
+                        ad.predicted_ecpm_micros,
+                    )
                     for ad in sorted(scored.ads[number], key=lambda ad: -ad.log_prob)[:8]
                 ],
             )
@@ -147,7 +151,12 @@ async def serve_traffic(
     record.traffic_start = time.monotonic()
     traffic = asyncio.create_task(
         run_users(
-            channels["ad_generator"], contexts, users=USERS, candidate_count=CANDIDATES, run_id=f"{run_id}-users", until=stop
+            channels["ad_generator"],
+            contexts,
+            users=USERS,
+            candidate_count=CANDIDATES,
+            run_id=f"{run_id}-users",
+            until=stop,
         )
     )
     probes = asyncio.create_task(
@@ -199,7 +208,9 @@ def traffic_figures(record: Record, scored: ScoredLists) -> dict[str, Figure]:
     }
 
 
-async def report_what_was_shown(record: Record, channels: dict[str, grpc.aio.Channel], split: LeaveOneOut, items: Sequence[Item]) -> dict[str, Figure]:
+async def report_what_was_shown(
+    record: Record, channels: dict[str, grpc.aio.Channel], split: LeaveOneOut, items: Sequence[Item]
+) -> dict[str, Figure]:
     """Report the traffic's lists as shown, with a conversion where the user's next ad was on the page."""
     bids = {item.item_id: item.bid_micros for item in items}
     targets = [split.interactions.item_ids[item] for item in split.target_items_M]

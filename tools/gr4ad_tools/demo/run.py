@@ -145,7 +145,10 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
                 record.figures |= phases.sid_figures(record.sids_NT, record.level_sizes)
             preset = "demo" if options.data is None else "default"
             policies = []
-            for name, epochs, channel in (("Train the policy", 0, CHANNEL), ("Train a second one, briefly", SECOND_POLICY_EPOCHS, "")):
+            for name, epochs, channel in (
+                ("Train the policy", 0, CHANNEL),
+                ("Train a second one, briefly", SECOND_POLICY_EPOCHS, ""),
+            ):
                 with steps.phase(name) as phase:
                     run = await _train(suite, state, training_folder, preset, epochs, channel, options.seed, phase)
                     policies.append(run.policy.policy_id)
@@ -182,9 +185,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
                     record.change_trace = await phases.trace_change(receiver, sids, items[0], run_id)
                 record.figures |= await phases.log_figures(channels)
     record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
-    document = figures.document(
-        record.figures, options.command, options.seed, phase_seconds=record.phase_seconds
-    )
+    document = figures.document(record.figures, options.command, options.seed, phase_seconds=record.phase_seconds)
     figures.write_json(options.out / "summary.json", document)
     write_report(options.out / "report.html", record, document)
     state.finish()
