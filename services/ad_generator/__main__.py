@@ -1,0 +1,41 @@
+"""Runs the generator: `python -m ad_generator`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from gr4ad_runtime.app import EXIT_MISCONFIGURED
+from gr4ad_runtime.errors import AddressInUseError
+from gr4ad_runtime.log import configure_logging, get_logger
+
+from ad_generator.settings import AdGeneratorSettings
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT, and return the exit code."""
+    settings = AdGeneratorSettings()
+    # Before torch starts: its own variable decides how many threads a model call may take in any thread.
+    os.environ["OMP_NUM_THREADS"] = str(settings.torch_threads)
+    configure_logging(NAME, settings.log_level)  # before KServe would set up its own
+
+    from ad_generator.kserve_model import GeneratorModel
+    from ad_generator.kserve_server import GeneratorServer
+    from ad_generator.wiring import serve_engine
+
+    server = GeneratorServer(settings.host, settings.rest_port)
+    model = GeneratorModel(
+        settings.model_name, len(settings.beam_widths), lambda model: serve_engine(settings, model, server)
+    )
+    try:
+        server.start([model])
+    except AddressInUseError as error:
+        get_logger(__name__).error("start failed", error=error.message)
+        return EXIT_MISCONFIGURED
+    return server.exit_code
+
+
+NAME = "ad_generator"
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""From user histories to scored ads: one model call for a batch of requests.
+
+Shapes: B requests, W beams, N candidates, T SID levels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from gr4ad.type.v1 import type_pb2
+from gr4ad_core.decoding.beam_schedule import BeamPlan, plan_widths
+from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
+from gr4ad_core.model.context import UserHistory, collate_contexts
+from gr4ad_core.model.lazy_ar import LazyAr
+from numpy.typing import NDArray
+
+from ad_generator.ad_table import AdTable
+from ad_generator.catalog_mirror import CatalogMirror
+from ad_generator.live_index import LiveIndex
+from ad_generator.ranking import ranking_order
+
+
+@dataclass(frozen=True)
+class LoadedPolicy:
+    """A policy that is ready to compute."""
+
+    ref: type_pb2.PolicyRef
+    """Its identity."""
+    model: LazyAr
+    """Its weights, in evaluation mode on the engine's device."""
+
+
+@dataclass(frozen=True)
+class ServingState:
+    """What answers requests: a policy and the catalogue of its codebook, replaced together."""
+
+    policy: LoadedPolicy
+    mirror: CatalogMirror
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request for the engine."""
+
+    ad_ids: Sequence[str]
+    """Ads of the history, oldest first."""
+    behaviors: NDArray[np.int64]
+    """What the user did, `[n]`."""
+    event_times: NDArray[np.float64]
+    """Unix seconds, NaN where unknown, `[n]`."""
+    request_time: float
+    """Unix seconds."""
+    features: Mapping[str, str]
+    """Categorical features."""
+    candidate_count: int
+    """Ads wanted at most."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """When a model call began, in Unix nanoseconds, and how long its parts took, in microseconds."""
+
+    started_ns: int
+    encode_us: int
+    level_us: tuple[int, ...]
+    ecpm_us: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The candidates of one request, the best first."""
+
+    policy: LoadedPolicy
+    table: AdTable
+    """Where the candidates' slots lead."""
+    slots: NDArray[np.int64]
+    """Slots of the ads, `[n]`."""
+    log_probs: NDArray[np.float64]
+    """Natural logarithms of the policy's probabilities, `[n]`."""
+    ecpm_micros: NDArray[np.int64]
+    """Expected eCPM, `[n]`."""
+    plan: BeamPlan
+    """Widths of the search."""
+    stages: Stages
+    """Of the model call that the request was part of."""
+    skipped_events: int
+    """Events whose ad the catalogue does not know."""
+
+
+class Engine:
+    """Computes batches on one device; called by one thread at a time."""
+
+    def __init__(self, beam_widths: tuple[int, ...], value_weight: float, device: str) -> None:
+        """Make an engine without a policy.
+
+        Args:
+            beam_widths: Beams to keep at each SID level.
+            value_weight: Weight of the expected eCPM in the final ranking.
+            device: Torch device.
+        """
+        self.beam_widths = beam_widths
+        self.value_weight = value_weight
+        self.device = device
+        self.state: ServingState | None = None
+        """What the next batch uses; replaced by assignment, while a batch under way keeps the one it began with."""
+
+    def compute(self, queries: Sequence[Query]) -> list[Generated]:
+        """Answer a batch with the current state.
+
+        Queries that call for other beam widths are computed apart, so that no query changes its neighbours' answers.
+        """
+        state = self.state
+        assert state is not None, "requests are refused before the first policy"
+        return self.generate(state.policy, state.mirror.index, queries)
+
+    @torch.inference_mode()
+    def generate(self, policy: LoadedPolicy, index: LiveIndex, queries: Sequence[Query]) -> list[Generated]:
+        """Answer a batch with a given policy and index."""
+        groups: dict[BeamPlan, list[int]] = defaultdict(list)
+        for number, query in enumerate(queries):
+            groups[plan_widths(self.beam_widths, index.trie.live_counts, query.candidate_count)].append(number)
+        answers: dict[int, Generated] = {}
+        for plan, numbers in groups.items():
+            group = [queries[number] for number in numbers]
+            answers.update(zip(numbers, self._generate(policy, index, plan, group), strict=True))
+        return [answers[number] for number in range(len(queries))]
+
+    def _generate(
+        self, policy: LoadedPolicy, index: LiveIndex, plan: BeamPlan, queries: Sequence[Query]
+    ) -> list[Generated]:
+        histories = [user_history(query, index.table) for query in queries]
+        skipped = [len(q.ad_ids) - len(h.behaviors) for q, h in zip(queries, histories, strict=True)]
+        if not index.size:
+            nothing = np.zeros(0)
+            stages = Stages(time.time_ns(), 0, (0,) * len(plan.widths), 0)
+            none = nothing.astype(np.int64)
+            return [Generated(policy, index.table, none, nothing, none, plan, stages, n) for n in skipped]
+
+        model = policy.model
+        started_ns, started = time.time_ns(), time.perf_counter_ns()
+        context = model.encode_context(collate_contexts(histories, model.config).to(self.device))
+        encoded = time.perf_counter_ns()
+        beams = beam_search(model, context, index.torch_trie, plan.widths)
+        searched = time.perf_counter_ns()
+
+        sids_BWT = beams.sids_BWT.numpy(force=True)
+        slots_BW = index.slots(sids_BWT)
+        usable_BW = (slots_BW >= 0) & index.table.live(slots_BW)  # the table may know of a pause that the trie does not
+        best_first_BW = np.argsort(~usable_BW, axis=1, kind="stable")
+        widest = max(min(query.candidate_count, plan.widths[-1]) for query in queries)
+        picked_BN = best_first_BW[:, :widest]
+        picked = torch.from_numpy(np.ascontiguousarray(picked_BN)).to(self.device)
+        ecpm_BN = expected_ecpm_of_beams(model, context, beams, picked).double().numpy(force=True)
+        log_probs_BN = np.take_along_axis(beams.log_probs_BW.double().numpy(force=True), picked_BN, axis=1)
+        slots_BN = np.take_along_axis(slots_BW, picked_BN, axis=1)
+        stages = Stages(
+            started_ns=started_ns,
+            encode_us=(encoded - started) // 1000,
+            level_us=beams.level_us,
+            ecpm_us=(time.perf_counter_ns() - searched) // 1000,
+        )
+        counts = np.minimum(usable_BW.sum(axis=1), [query.candidate_count for query in queries]).tolist()
+        answers = []
+        for row, count in enumerate(counts):
+            order = ranking_order(log_probs_BN[row, :count], ecpm_BN[row, :count], self.value_weight)
+            answers.append(
+                Generated(
+                    policy=policy,
+                    table=index.table,
+                    slots=slots_BN[row, order],
+                    log_probs=log_probs_BN[row, order],
+                    ecpm_micros=np.rint(ecpm_BN[row, order]).astype(np.int64),
+                    plan=plan,
+                    stages=stages,
+                    skipped_events=skipped[row],
+                )
+            )
+        return answers
+
+
+def user_history(query: Query, table: AdTable) -> UserHistory:
+    """Look a request's events up; events of ads that the table does not know are left out, paused ads are kept."""
+    slots = table.slots(query.ad_ids)
+    known = slots >= 0
+    return UserHistory(
+        sids=table.sids(slots[known]),
+        behaviors=query.behaviors[known],
+        event_times=query.event_times[known],
+        request_time=query.request_time,
+        features=query.features,
+    )

@@ -1,0 +1,88 @@
+"""One request from its arrival to its answer; the typed contract and the Open Inference Protocol both come here."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from gr4ad.generation.v1 import generation_pb2
+from gr4ad_runtime.errors import UnavailableError
+from gr4ad_runtime.telemetry import current_traceparent
+from numpy.typing import NDArray
+
+from ad_generator.batcher import Batcher
+from ad_generator.engine import Engine, Generated, Query
+from ad_generator.list_sender import ListSender, Served
+from ad_generator.message_translation import query_of, response_of
+from ad_generator.request_trace import record_spans
+
+
+class Generation:
+    """Answers requests with the engine's current policy and hands each answer to the reward log's sender."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        batcher: Batcher[Query, Generated],
+        sender: ListSender,
+        *,
+        channel: str,
+        default_budget_us: int,
+    ) -> None:
+        """Wire the parts.
+
+        Args:
+            engine: What is served.
+            batcher: Runs the engine.
+            sender: Takes the answers for the reward log.
+            channel: Channel that the engine follows, for messages.
+            default_budget_us: Time of a request that states none.
+        """
+        self._engine = engine
+        self._batcher = batcher
+        self._sender = sender
+        self._channel = channel
+        self._default_budget_us = default_budget_us
+        self.answered = 0
+        """Requests answered."""
+
+    async def generate(
+        self, request: generation_pb2.GenerateAdsRequest, time_remaining_s: float | None
+    ) -> generation_pb2.GenerateAdsResponse:
+        """Answer a valid request.
+
+        Args:
+            request: The request.
+            time_remaining_s: Until the call's own deadline; None where it has none. The shorter of this and the
+                request's latency budget counts.
+
+        Raises:
+            UnavailableError: No policy and catalogue are loaded yet.
+            ResourceExhaustedError: Too many requests wait.
+            DeadlineExceededError: The time was over before the request's turn came.
+        """
+        if self._engine.state is None:
+            raise UnavailableError(
+                "policy",
+                f"none loaded from channel {self._channel}",
+                "publish a policy to the channel, then retry; GetEngineStatus tells whether one was refused",
+            )
+        budget_s = (request.latency_budget_us or self._default_budget_us) * 1e-6
+        if time_remaining_s is not None:
+            budget_s = min(budget_s, time_remaining_s)
+        batched = await self._batcher.submit(query_of(request), time.monotonic() + budget_s)
+        response = response_of(batched.result, self._shown(batched.result))
+        self._sender.offer(Served(request, response, time.time_ns(), current_traceparent()))
+        self.answered += 1
+        record_spans(request, response, batched)
+        return response
+
+    def _shown(self, generated: Generated) -> NDArray[np.bool_]:
+        """Look at each candidate's state once more: a pause that came during the search counts, too."""
+        state = self._engine.state
+        assert state is not None
+        table = state.mirror.table
+        if generated.table is table:
+            return table.live(generated.slots)
+        # The catalogue was replaced meanwhile, and only the new one hears of pauses.
+        return np.array([table.is_live(generated.table.ad_ids[slot]) for slot in generated.slots], np.bool_)

@@ -1,0 +1,79 @@
+"""Between the contract's messages and the engine's arrays."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+from gr4ad.generation.v1 import generation_pb2
+from gr4ad.type.v1 import type_pb2
+from gr4ad_core.decoding.beam_schedule import Constraint
+from numpy.typing import NDArray
+
+from ad_generator.engine import Generated, Query
+
+CONSTRAINTS: Final = {
+    Constraint.SCHEDULE: generation_pb2.BeamTrace.CONSTRAINT_SCHEDULE,
+    Constraint.LIVE_PREFIXES: generation_pb2.BeamTrace.CONSTRAINT_LIVE_PREFIXES,
+}
+UNKNOWN_TIME: Final = float("nan")
+
+
+def query_of(request: generation_pb2.GenerateAdsRequest) -> Query:
+    """Translate a valid request."""
+    context = request.user_context
+    history = context.history
+    return Query(
+        ad_ids=[event.ad_id for event in history],
+        behaviors=np.fromiter((event.behavior for event in history), np.int64, len(history)),
+        event_times=np.fromiter(
+            (
+                event.event_time.seconds + event.event_time.nanos * 1e-9
+                if event.HasField("event_time")
+                else UNKNOWN_TIME
+                for event in history
+            ),
+            np.float64,
+            len(history),
+        ),
+        request_time=(
+            context.request_time.seconds + context.request_time.nanos * 1e-9
+            if context.HasField("request_time")
+            else time.time()
+        ),
+        features=dict(context.features),
+        candidate_count=request.candidate_count,
+    )
+
+
+def response_of(generated: Generated, shown: NDArray[np.bool_]) -> generation_pb2.GenerateAdsResponse:
+    """Translate an answer, leaving out the candidates that are not `shown`, `[n]`."""
+    table = generated.table
+    slots = generated.slots[shown]
+    rows = zip(
+        slots.tolist(),
+        table.sids(slots).tolist(),
+        generated.log_probs[shown].tolist(),
+        generated.ecpm_micros[shown].tolist(),
+        strict=True,
+    )
+    ad_ids = table.ad_ids
+    return generation_pb2.GenerateAdsResponse(
+        candidates=[
+            type_pb2.ScoredAd(
+                ad_id=ad_ids[slot],
+                sid=type_pb2.SemanticId(codes=codes),
+                log_prob=log_prob,
+                predicted_ecpm_micros=ecpm_micros,
+            )
+            for slot, codes, log_prob, ecpm_micros in rows
+        ],
+        policy=generated.policy.ref,
+        beam_trace=generation_pb2.BeamTrace(
+            widths=generated.plan.widths,
+            level_us=generated.stages.level_us,
+            constrained_by=CONSTRAINTS[generated.plan.constrained_by],
+        ),
+        skipped_history_events=generated.skipped_events,
+    )

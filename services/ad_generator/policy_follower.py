@@ -1,0 +1,173 @@
+"""Follows a channel's policies: loads each new one beside the serving one, warms it up, and swaps."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterable, Callable
+from concurrent.futures import Executor
+from contextlib import aclosing
+from typing import Final
+
+from gr4ad.training.v1 import training_pb2, training_pb2_grpc
+from gr4ad_runtime import semconv
+from gr4ad_runtime.channels import reconnect
+from gr4ad_runtime.errors import FailedPreconditionError, Gr4adError
+from gr4ad_runtime.log import get_logger
+from gr4ad_runtime.telemetry import context_of, tracer
+
+from ad_generator.catalog_mirror import CatalogMirror
+from ad_generator.engine import Engine, LoadedPolicy, ServingState
+from ad_generator.policy_loader import PolicyLoader, PolicyRefusedError
+from ad_generator.warm_up import warm_up
+
+log = get_logger(__name__)
+
+FIRST_BACK_OFF_S: Final = 0.5
+LONGEST_BACK_OFF_S: Final = 10.0
+
+MakeMirror = Callable[[str, tuple[int, ...]], CatalogMirror]
+"""Makes the mirror of a codebook, by its name and level sizes."""
+
+
+class PolicyFollower:
+    """Keeps the engine on its channel's current policy, and on the catalogue of that policy's codebook.
+
+    A policy that cannot be served is refused: the one before it keeps serving. A policy that waits for something (the
+    artifact store, the SID assigner) gives way to the next announcement.
+    """
+
+    def __init__(
+        self,
+        stub: training_pb2_grpc.TrainingServiceAsyncStub,
+        channel: str,
+        loader: PolicyLoader,
+        make_mirror: MakeMirror,
+        engine: Engine,
+        executor: Executor,
+        max_batch_size: int,
+        on_ready: Callable[[], None],
+    ) -> None:
+        """Make a follower; `run` must be running for it to follow.
+
+        Args:
+            stub: Of the service that announces policies.
+            channel: Channel to follow.
+            loader: Loads policies.
+            make_mirror: Makes the mirror of a codebook.
+            engine: Gets its state from here.
+            executor: Where policies are loaded and warmed up, apart from the thread that serves.
+            max_batch_size: Largest batch to warm up for.
+            on_ready: Called after every swap.
+        """
+        self._stub = stub
+        self._channel = channel
+        self._loader = loader
+        self._make_mirror = make_mirror
+        self._engine = engine
+        self._executor = executor
+        self._max_batch_size = max_batch_size
+        self._on_ready = on_ready
+        self._wanted = training_pb2.WatchPoliciesResponse()
+        self._announced = asyncio.Event()
+        self._mirror_task: asyncio.Task[None] | None = None
+        self.swaps = 0
+        """Policies swapped in."""
+        self.refusals = 0
+        """Policies refused, each attempt counted."""
+        self.refused = ""
+        """Why the last refused policy was refused; empty if none was."""
+
+    async def run(self) -> None:
+        """Follow the channel until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._watch())
+            tasks.create_task(self._adopt_latest(tasks))
+
+    async def _watch(self) -> None:
+        announcements = reconnect(self._open, name=f"policies of channel {self._channel}", longest_wait_s=2.0)
+        async with aclosing(announcements):  # type: ignore[type-var]  # an asynchronous generator
+            async for announcement in announcements:
+                if announcement.HasField("policy"):
+                    self._wanted = announcement
+                    self._announced.set()
+
+    def _open(self) -> AsyncIterable[training_pb2.WatchPoliciesResponse]:
+        return self._stub.WatchPolicies(training_pb2.WatchPoliciesRequest(channel=self._channel))
+
+    async def _adopt_latest(self, tasks: asyncio.TaskGroup) -> None:
+        """Adopt the latest announcement, abandoning one that is still under way."""
+        adopting: asyncio.Task[None] | None = None
+        while True:
+            await self._announced.wait()
+            self._announced.clear()
+            if adopting is not None and not adopting.done():
+                adopting.cancel()
+                await asyncio.wait([adopting])
+            adopting = tasks.create_task(self._adopt(self._wanted, tasks))
+
+    async def _adopt(self, announcement: training_pb2.WatchPoliciesResponse, tasks: asyncio.TaskGroup) -> None:
+        """Swap a policy in; try again for as long as another attempt may succeed."""
+        ref = announcement.policy.policy
+        back_off = FIRST_BACK_OFF_S
+        while self._engine.state is None or self._engine.state.policy.ref != ref:
+            try:
+                await self._swap(announcement, tasks)
+            except PolicyRefusedError as error:
+                self._refuse(ref.policy_id, str(error))
+                return
+            except FailedPreconditionError as error:  # the catalogue does not fit now, but may come to
+                self._refuse(ref.policy_id, error.message)
+            except Gr4adError as error:
+                log.warning("policy_delayed", policy_id=ref.policy_id, error=error.message)
+            else:
+                return
+            await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
+            back_off = min(2 * back_off, LONGEST_BACK_OFF_S)
+
+    async def _swap(self, announcement: training_pb2.WatchPoliciesResponse, tasks: asyncio.TaskGroup) -> None:
+        loop = asyncio.get_running_loop()
+        ref = announcement.policy.policy
+        with tracer(__name__).start_as_current_span(
+            semconv.SPAN_SWAP_POLICY,
+            context=context_of(announcement.traceparent),
+            attributes={
+                semconv.POLICY_ID: ref.policy_id,
+                semconv.POLICY_CHANNEL: self._channel,
+                semconv.CODEBOOK_ID: ref.codebook_id,
+            },
+        ):
+            policy = await loop.run_in_executor(self._executor, self._loader.load, announcement.policy)
+            mirror, task = self._mirror_for(policy, tasks)
+            try:
+                await mirror.wait_ready()
+                await loop.run_in_executor(
+                    self._executor, warm_up, self._engine, policy, mirror.index, self._max_batch_size
+                )
+            except BaseException:
+                if task is not self._mirror_task:
+                    task.cancel()
+                raise
+            self._engine.state = ServingState(policy, mirror)
+        if self._mirror_task is not None and self._mirror_task is not task:
+            self._mirror_task.cancel()
+        self._mirror_task = task
+        self.swaps += 1
+        log.info("policy_swapped_in", policy_id=ref.policy_id, codebook_id=ref.codebook_id, live_ads=mirror.index.size)
+        self._on_ready()
+
+    def _mirror_for(self, policy: LoadedPolicy, tasks: asyncio.TaskGroup) -> tuple[CatalogMirror, asyncio.Task[None]]:
+        """Return the mirror of a policy's codebook: the serving one where it fits, else a new one."""
+        level_sizes = policy.model.config.level_sizes
+        state = self._engine.state
+        if state is not None and self._mirror_task is not None:
+            mirror = state.mirror
+            if (mirror.codebook_id, mirror.level_sizes) == (policy.ref.codebook_id, level_sizes):
+                return mirror, self._mirror_task
+        mirror = self._make_mirror(policy.ref.codebook_id, level_sizes)
+        return mirror, tasks.create_task(mirror.run())
+
+    def _refuse(self, policy_id: str, reason: str) -> None:
+        self.refusals += 1
+        self.refused = f"{policy_id}: {reason}"
+        log.error("policy_refused", policy_id=policy_id, channel=self._channel, reason=reason)

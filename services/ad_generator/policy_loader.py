@@ -1,0 +1,98 @@
+"""Brings a published policy into memory, or says why not."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Final
+
+from gr4ad.training.v1 import training_pb2
+from gr4ad.type.v1 import type_pb2
+from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
+from gr4ad_runtime.artifacts import ArtifactStore
+from gr4ad_runtime.errors import DataLossError, InvalidArgumentError, NotFoundError, shorten
+
+from ad_generator.engine import LoadedPolicy
+
+KEPT_POLICIES: Final = 4
+"""Folders kept in the cache, the latest used: a roll-back to one of them needs no artifact store."""
+SHA256: Final = re.compile("[0-9a-f]{64}")
+
+
+class PolicyRefusedError(Exception):
+    """A policy can never be served; its text names what is wrong and the remedy."""
+
+
+class PolicyLoader:
+    """Fetches policies from the artifact store into a local cache and loads them. Its methods block."""
+
+    def __init__(self, store: ArtifactStore, cache: Path, device: str, n_levels: int) -> None:
+        """Use a cache folder of its own.
+
+        Args:
+            store: Where policies are published.
+            cache: Local folder for them.
+            device: Torch device to load to.
+            n_levels: SID levels that the beam widths are for.
+        """
+        self._store = store
+        self._cache = cache
+        self._device = device
+        self._n_levels = n_levels
+
+    def load(self, policy: training_pb2.Policy) -> LoadedPolicy:
+        """Load a policy as its publication describes it.
+
+        A cached folder that fails the check is fetched again once: the copy may be what is damaged.
+
+        Raises:
+            PolicyRefusedError: The policy is not there, not what was published, or not for this engine.
+            Gr4adError: The store cannot be reached, or the disk is full; another attempt may succeed.
+        """
+        ref = policy.policy
+        if not SHA256.fullmatch(ref.sha256):
+            raise PolicyRefusedError(f"sha256: {shorten(ref.sha256)}: give 64 lower-case hexadecimal digits")
+        folder = self._cache / ref.sha256
+        if folder.exists():
+            try:
+                return self._load(folder, ref)
+            except PolicyRefusedError:
+                shutil.rmtree(folder)
+        self._cache.mkdir(parents=True, exist_ok=True)
+        try:
+            self._store.fetch_folder(policy.uri, folder)
+        except (NotFoundError, DataLossError, InvalidArgumentError) as error:
+            raise PolicyRefusedError(error.message) from error
+        try:
+            loaded = self._load(folder, ref)
+        except PolicyRefusedError:
+            shutil.rmtree(folder)
+            raise
+        self._trim()
+        return loaded
+
+    def _load(self, folder: Path, ref: type_pb2.PolicyRef) -> LoadedPolicy:
+        try:
+            model, manifest = load_checkpoint(folder, expected_codebook_id=ref.codebook_id, expected_sha256=ref.sha256)
+        except CheckpointError as error:
+            raise PolicyRefusedError(str(error)) from error
+        if manifest.policy_id != ref.policy_id:
+            raise PolicyRefusedError(
+                f"policy_id: {manifest.policy_id}: expected {ref.policy_id}: publish the folder under its own name"
+            )
+        if model.config.n_levels != self._n_levels:
+            raise PolicyRefusedError(
+                f"beam_widths: {self._n_levels} levels: the policy writes {model.config.n_levels}: "
+                "set GR4AD_BEAM_WIDTHS to one width per level"
+            )
+        folder.touch()  # when it was last used
+        return LoadedPolicy(ref, model.to(self._device))
+
+    def _trim(self) -> None:
+        folders = sorted(
+            (path for path in self._cache.iterdir() if path.is_dir() and not path.name.startswith(".")),
+            key=lambda path: path.stat().st_mtime,
+        )
+        for folder in folders[:-KEPT_POLICIES]:
+            shutil.rmtree(folder, ignore_errors=True)

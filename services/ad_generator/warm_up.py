@@ -1,0 +1,48 @@
+"""Exercises a policy before it answers its first request, and catches one that cannot answer."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from ad_generator.engine import Engine, LoadedPolicy, Query
+from ad_generator.live_index import LiveIndex
+from ad_generator.policy_loader import PolicyRefusedError
+
+HISTORY_LENGTHS: Final = (0, 1, 50)
+
+
+def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_size: int) -> None:
+    """Answer made-up requests, so that the first real ones pay for no allocation.
+
+    Args:
+        engine: Computes them; what it serves stays as it is.
+        policy: The policy to try.
+        index: Of the catalogue it would serve.
+        max_batch_size: The largest batch to try.
+
+    Raises:
+        PolicyRefusedError: The policy's answers are not numbers.
+    """
+    candidate_count = engine.beam_widths[-1]
+    for batch_size in (1, max_batch_size):
+        lengths = (HISTORY_LENGTHS[number % len(HISTORY_LENGTHS)] for number in range(batch_size))
+        queries = [_query(index, length, candidate_count) for length in lengths]
+        for answer in engine.generate(policy, index, queries):
+            if not np.isfinite(answer.log_probs).all() or (index.size and not len(answer.slots)):
+                raise PolicyRefusedError(
+                    "log_prob: not finite: the policy diverged in training, activate the policy before it"
+                )
+
+
+def _query(index: LiveIndex, length: int, candidate_count: int) -> Query:
+    ad_ids = index.table.ad_ids[:length]
+    return Query(
+        ad_ids=ad_ids,
+        behaviors=np.ones(len(ad_ids), np.int64),
+        event_times=np.full(len(ad_ids), np.nan),
+        request_time=0.0,
+        features={},
+        candidate_count=candidate_count,
+    )
