@@ -14,19 +14,25 @@ from reward_logger.settings import RewardLoggerSettings
 SERVICE_NAME = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 
 
+async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RewardLoggerSettings) -> None:
+    """Open the database, bring its schema up to date and register the servicer."""
+    database = Database(settings.database_url, SCHEMA)
+    lifecycle.on_stop(database.close)
+    await database.migrate("reward_logger")
+    servicer = RewardServicer(database, settings.read_chunk)
+    reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
+    lifecycle.set_ready(True)
+
+
 def main() -> None:
     """Run the service until it is told to stop."""
     settings = RewardLoggerSettings()
-
-    async def build(server: grpc.aio.Server, lifecycle: Lifecycle) -> None:
-        database = Database(settings.database_url, SCHEMA)
-        lifecycle.on_stop(database.close)
-        await database.migrate("reward_logger")
-        servicer = RewardServicer(database, settings.read_chunk)
-        reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
-        lifecycle.set_ready(True)
-
-    run_service("reward_logger", settings, build, service_names=[SERVICE_NAME])
+    run_service(
+        "reward_logger",
+        settings,
+        lambda server, lifecycle: build(server, lifecycle, settings),
+        service_names=[SERVICE_NAME],
+    )
 
 
 if __name__ == "__main__":

@@ -23,27 +23,37 @@ from rspo_trainer.worker import Worker
 SERVICE_NAME = training_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name
 
 
+async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RspoTrainerSettings) -> None:
+    """Open the database, bring its schema up to date, start the worker and register the servicer.
+
+    Raises:
+        InvalidArgumentError: The device of the settings is not usable.
+    """
+    if settings.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgumentError("device", "cuda", "no accelerator is usable here: set GR4AD_DEVICE=cpu")
+    database = Database(settings.database_url, SCHEMA)
+    lifecycle.on_stop(database.close)
+    await database.migrate("rspo_trainer")
+    policies = PolicyStore(database)
+    watch = ActivationWatch(database, policies, settings.watch_heartbeat_seconds)
+    maker = PolicyMaker(settings, ArtifactStore(settings.artifact_store))
+    worker = Worker(RunQueue(database), maker, settings.progress_seconds)
+    lifecycle.background(watch.listen(), "activations")
+    lifecycle.background(worker.work(), "training runs")
+    servicer = TrainingServicer(RunStore(database), policies, watch, worker)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)
+    lifecycle.set_ready(True)
+
+
 def main() -> None:
     """Run the service until it is told to stop."""
     settings = RspoTrainerSettings()
-
-    async def build(server: grpc.aio.Server, lifecycle: Lifecycle) -> None:
-        if settings.device == "cuda" and not torch.cuda.is_available():
-            raise InvalidArgumentError("device", "cuda", "no accelerator is usable here: set GR4AD_DEVICE=cpu")
-        database = Database(settings.database_url, SCHEMA)
-        lifecycle.on_stop(database.close)
-        await database.migrate("rspo_trainer")
-        policies = PolicyStore(database)
-        watch = ActivationWatch(database, policies, settings.watch_heartbeat_seconds)
-        maker = PolicyMaker(settings, ArtifactStore(settings.artifact_store))
-        worker = Worker(RunQueue(database), maker, settings.progress_seconds)
-        lifecycle.background(watch.listen(), "activations")
-        lifecycle.background(worker.work(), "training runs")
-        servicer = TrainingServicer(RunStore(database), policies, watch, worker)
-        training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)
-        lifecycle.set_ready(True)
-
-    run_service("rspo_trainer", settings, build, service_names=[SERVICE_NAME])
+    run_service(
+        "rspo_trainer",
+        settings,
+        lambda server, lifecycle: build(server, lifecycle, settings),
+        service_names=[SERVICE_NAME],
+    )
 
 
 if __name__ == "__main__":
