@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gr4ad_core.learning.ad_table import AdTable
 from gr4ad_core.learning.data_folder import Interactions
-from gr4ad_core.learning.value_label import ChargeRates
+from gr4ad_core.learning.value_label import CLICK, ChargeRates
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import ContextInputs, UserHistory, collate_contexts
 
@@ -183,14 +183,21 @@ class TrainingSet:
         )
 
     def split_validation(self, n_users: int, rng: np.random.Generator) -> tuple[TrainingSet, TrainingSet]:
-        """Hold the last sample of up to `n_users` drawn users out of training; a tenth of all samples at most.
+        """Hold the last response of up to `n_users` drawn users out of training; a tenth of all samples at most.
 
-        Nothing that remains has the held-out event in its history, since it was its user's last.
+        A response is a click or a conversion; of users without one their last impression is held out. What followed it
+        leaves the training part as well, since its history holds the held-out event.
         """
-        last = np.flatnonzero(np.append(np.diff(self.users_M) != 0, True))
-        held_out = np.sort(rng.permutation(last)[: min(n_users, len(self) // 10)])
-        rest = np.setdiff1d(np.arange(len(self)), held_out, assume_unique=True)
-        return self.select(rest), self.select(held_out)
+        positions = np.arange(len(self))
+        ends = np.append(np.flatnonzero(np.diff(self.users_M) != 0), len(self) - 1)
+        answered = np.maximum.accumulate(np.where(self.behaviors_M >= CLICK, positions, -1))[ends]
+        starts = np.append(0, ends[:-1] + 1)
+        last = np.where(answered >= starts, answered, ends)
+        drawn = np.sort(rng.permutation(len(ends))[: min(n_users, len(self) // 10)])
+        left_out = np.zeros(len(self), dtype=bool)
+        for user in drawn:
+            left_out[last[user] : ends[user] + 1] = True
+        return self.select(np.flatnonzero(~left_out)), self.select(last[drawn])
 
     def epoch(self, batch_size: int, rng: np.random.Generator, samples: IntArray | None = None) -> Iterator[IntArray]:
         """Yield the samples once each in random batches, those of like history length together.

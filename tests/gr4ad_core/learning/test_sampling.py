@@ -117,15 +117,20 @@ def test_order_depends_on_the_seed_only(training_set):
     assert first != other
 
 
-def test_validation_events_are_their_users_last_and_in_no_history(training_set):
+def test_validation_events_are_the_last_responses_and_in_no_history(training_set):
     training, held_out = training_set.split_validation(40, np.random.default_rng(0))
     assert len(held_out) == 40
-    assert len(training) + len(held_out) == len(training_set)
-    for user, end in zip(held_out.users_M, held_out.context_end_M, strict=True):
-        # The held-out event lies at `end` of the shared columns: no history reaches it and no sample of its user has it
-        # as its target.
-        of_user = training.users_M == user
-        assert (training.context_end_M[of_user] < end).all()
+    for row in range(40):
+        user, end = held_out.users_M[row], held_out.context_end_M[row]
+        # The held-out event lies at `end` of the shared columns: no history reaches it, none has it as its target.
+        assert (training.context_end_M[training.users_M == user] < end).all()
+        of_user = training_set.users_M == user
+        later = training_set.behaviors_M[of_user & (training_set.context_end_M > end)]
+        assert (later == 1).all()
+        if held_out.behaviors_M[row] == 1:
+            assert (training_set.behaviors_M[of_user] == 1).all()
+    others = ~np.isin(training_set.users_M, held_out.users_M)
+    assert np.isin(training_set.context_end_M[others], training.context_end_M).all()
 
 
 def test_validation_takes_at_most_a_tenth(training_set):

@@ -32,7 +32,7 @@ def policy():
 
     samples = TrainingSet.from_interactions(topic_interactions(400), topic_ads())
     reports: list[Progress] = []
-    return train_vsl(samples, MODEL, replace(RECIPE, epochs=4), seed=3, on_progress=reports.append), reports, samples
+    return train_vsl(samples, MODEL, replace(RECIPE, epochs=3), seed=3, on_progress=reports.append), reports, samples
 
 
 def test_tiny_recipe_learns_the_walk_through_a_topic(policy):
