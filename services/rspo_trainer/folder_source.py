@@ -29,6 +29,6 @@ def samples_of_folder(path: Path, holdout_events: int, ads: AdTable) -> Training
     known = np.isin(np.array(interactions.item_ids), np.array(ads.ad_ids))
     if not known[interactions.items].any():
         problem = f"{path} has {len(interactions.items)} events, none of an ad in the catalogue"
-        remedy = f"ingest its ads first with `gr4ad ingest --data {path}`, then create the run anew"
+        remedy = f"ingest its ads first with `gr4ad ingest {path}`, then create the run anew"
         raise FailedPreconditionError("data_folder", problem, remedy)
     return TrainingSet.from_interactions(interactions, ads)
