@@ -160,6 +160,7 @@ class Suite:
             "GR4AD_PORT": self.addresses[name].rpartition(":")[2],
             "GR4AD_DATABASE_URL": self.database_url,
             "GR4AD_ARTIFACT_STORE": self.artifact_store,
+            "GR4AD_POLICY_CACHE": str(self.workdir / "policy-cache"),
             "GR4AD_OTLP_ENDPOINT": self._otlp_endpoint,
             **addresses,
             **self._env,
