@@ -24,7 +24,7 @@ from gr4ad_runtime.settings import ServiceSettings
 # Short enough for a person who looks at a trace right after the call.
 SPAN_EXPORT_MS = 1000
 METRIC_EXPORT_MS = 10_000
-EXPORT_TIMEOUT_S = 5
+EXPORT_TIMEOUT_S = 3
 
 _trace_context = TraceContextTextMapPropagator()
 
