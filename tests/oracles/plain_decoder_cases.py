@@ -37,7 +37,9 @@ CONFIGS = {
 def random_model(config: LazyArConfig, seed: int = 0) -> LazyAr:
     """A model in eval mode whose every weight is away from its initial value, so that no term is a silent zero."""
     generator = torch.Generator().manual_seed(seed)
-    model = LazyAr(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LazyAr(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.3 if "norm" in name else 0.6 if parameter.dim() < 2 or "table" in name or "head" in name else 0.0

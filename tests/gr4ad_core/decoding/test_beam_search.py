@@ -98,7 +98,8 @@ def test_finds_what_the_naive_search_finds(name: str, device: str) -> None:
 @pytest.mark.parametrize("name", ["lazy", "ordinary"])
 def test_expected_ecpm_is_the_plain_decoders(name: str, device: str) -> None:
     m = market(CONFIGS[name], device=device)
-    result = m.search((3, 4, 5))
+    result = m.search((4, 6, 5))
+    assert result.valid_BW.all()
     picked_BN = torch.tensor([[0, 2], [4, 1], [3, 3], [1, 0]], device=device)
     sids_BNT = result.sids_BWT.gather(1, picked_BN[..., None].expand(-1, -1, 3))
 
