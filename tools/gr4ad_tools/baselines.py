@@ -1,7 +1,8 @@
 """Baselines of next-item prediction that evaluations report beside the model: popularity and the transition graph.
 
 Both see the training part only, and count chosen events (clicks and conversions): what was merely shown tells what the
-logging policy liked. Neither repeats what the user already has.
+logging policy liked. An item that a user has chosen is not offered to them again, unless the training part holds users
+who chose an item twice.
 
 Transition graph. With C_{ij} the number of times item j followed item i by at most `WINDOW` steps in a user's sequence,
 a pair d steps apart counting 1/d, a history h_1 … h_n scores item j by
@@ -56,7 +57,7 @@ def popularity_rank(
     Args:
         train: Training part.
         k: Places.
-        histories: Users' items; given, each user gets a row without the items already in the history.
+        histories: Users' chosen items; given, each user gets a row of their own.
 
     Returns:
         Item indices, [k], or [users, k] with histories; −1 where there is no item left.
@@ -64,7 +65,7 @@ def popularity_rank(
     order = np.argsort(-popularity_counts(train), kind="stable")
     if histories is None:
         return _padded(order[:k], k)
-    return np.stack([_first_unseen(order, history, k) for history in histories])
+    return np.stack([_first_unseen(order, history, k) for history in _left_out(train, histories)])
 
 
 def transition_counts(train: Interactions, window: int = WINDOW) -> sparse.csr_array:
@@ -74,7 +75,7 @@ def transition_counts(train: Interactions, window: int = WINDOW) -> sparse.csr_a
     users = np.repeat(np.arange(len(train.user_ids)), np.diff(train.offsets))[chosen]
     rows, columns, weights = [], [], []
     for distance in range(1, window + 1):
-        same_user = (users[distance:] == users[:-distance]) & (items[distance:] != items[:-distance])
+        same_user = users[distance:] == users[:-distance]
         rows.append(items[:-distance][same_user])
         columns.append(items[distance:][same_user])
         weights.append(np.full(int(same_user.sum()), 1.0 / distance, dtype=np.float32))
@@ -96,14 +97,25 @@ def transition_graph_rank(train: Interactions, histories: Sequence[NDArray[np.in
     """
     counts = transition_counts(train)
     order = np.argsort(-popularity_counts(train), kind="stable")
+    left_out = _left_out(train, histories)
     ranked = np.full((len(histories), k), -1, dtype=np.int64)
     for start in range(0, len(histories), CHUNK):
         chunk = histories[start : start + CHUNK]
         scores = (_last_items(chunk, len(train.item_ids)) @ counts).tocsr()
-        for row, history in enumerate(chunk):
+        for row, seen in enumerate(left_out[start : start + CHUNK]):
             begin, end = scores.indptr[row], scores.indptr[row + 1]
-            ranked[start + row] = _best(scores.indices[begin:end], scores.data[begin:end], history, order, k)
+            ranked[start + row] = _best(scores.indices[begin:end], scores.data[begin:end], seen, order, k)
     return ranked
+
+
+def _left_out(train: Interactions, histories: Sequence[NDArray[np.int64]]) -> Sequence[NDArray[np.int64]]:
+    """Return what each user is not offered: the history, or nothing where users choose items again."""
+    chosen = train.behaviors >= CLICK
+    users = np.repeat(np.arange(len(train.user_ids)), np.diff(train.offsets))[chosen]
+    pairs = users * len(train.item_ids) + train.items[chosen]
+    if len(np.unique(pairs)) == len(pairs):
+        return histories
+    return [np.zeros(0, dtype=np.int64)] * len(histories)
 
 
 def _last_items(histories: Sequence[NDArray[np.int64]], n_items: int) -> sparse.csr_array:
@@ -118,16 +130,16 @@ def _last_items(histories: Sequence[NDArray[np.int64]], n_items: int) -> sparse.
 def _best(
     items: NDArray[np.int32],
     scores: NDArray[np.float32],
-    history: NDArray[np.int64],
+    seen: NDArray[np.int64],
     popular: NDArray[np.int64],
     k: int,
 ) -> NDArray[np.int64]:
-    unseen = ~np.isin(items, history)
+    unseen = ~np.isin(items, seen)
     items, scores = items[unseen], scores[unseen]
     best = items[np.lexsort((items, -scores))[:k]].astype(np.int64)
     if len(best) == k:
         return best
-    return _padded(np.concatenate([best, _first_unseen(popular, np.concatenate([history, best]), k)]), k)
+    return _padded(np.concatenate([best, _first_unseen(popular, np.concatenate([seen, best]), k)]), k)
 
 
 def _first_unseen(order: NDArray[np.int64], seen: NDArray[np.int64], k: int) -> NDArray[np.int64]:

@@ -103,7 +103,7 @@ class Logger:
         self._requests += len(arrivals)
         np.add.at(self._impressions_N, ads_RL[shown_RL], 1)
         np.add.at(self._clicks_N, ads_RL[clicked_RL], 1)
-        self._policy.learn(ads_RL[clicked_RL])
+        self._policy.learn(np.broadcast_to(users_R[:, None], ads_RL.shape)[clicked_RL], ads_RL[clicked_RL])
         sampled_RL = shown_RL & ~clicked_RL
         sampled_RL &= self._rng.random(ads_RL.shape, dtype=np.float32) < self._config.skipped_impression_rate
         for mask_RL, behavior, delay_RL in (

@@ -3,6 +3,7 @@
 It fills a list slot by slot without repeats. With probability ε a slot is filled uniformly from the live ads, else from
 `q(a | u) ∝ popularity(a)^γ · value(a)^δ · exp(β · Â(u, a))`: popularity counts its own clicks, value is the bid at base
 rates, and the affinity Â comes from interests that are stale, partly noise, and ignorant of intent, style and price.
+Ads that the user has clicked on an earlier day are all but left out.
 The propensity of a slot is exact: the mixture's share of the ad among the ads that could still be drawn.
 """
 
@@ -27,6 +28,7 @@ PRIOR_CLICKS = 2.0
 PRIOR_SPREAD = 0.8
 PRIOR_QUALITY = 0.4
 SPARE_DRAWS = 10  # drawn beyond the list's length, to make up for repeats and paused ads
+CAP = 0.02  # what is left of an ad's share for a user who has clicked it on an earlier day
 USER_CHUNK = 256  # users whose cumulative shares are held at once
 
 
@@ -42,13 +44,15 @@ class LoggingPolicy:
         prior_log_N = PRIOR_SPREAD * rng.normal(size=len(ads)) + PRIOR_QUALITY * ads.creatives.quality_C[ads.creative_N]
         self._clicks_N = PRIOR_CLICKS * np.exp(prior_log_N)
         self._noise_UK = rng.dirichlet(np.full(len(TOPICS), 0.1), len(users)).astype(np.float32)
+        self._clicked = np.zeros((0, 2), dtype=np.int64)  # user and ad
         self._live = np.arange(len(ads))
         self._column_N = np.arange(len(ads))
         self._shares_UN: Float32Array = np.zeros((0, 0), dtype=np.float32)
 
-    def learn(self, clicked_ads: IntArray) -> None:
-        """Count clicks towards popularity; seen from the next `prepare` on."""
-        np.add.at(self._clicks_N, clicked_ads, 1.0)
+    def learn(self, users: IntArray, ads: IntArray) -> None:
+        """Learn of clicks: they count towards popularity and the frequency cap from the next `prepare` on."""
+        np.add.at(self._clicks_N, ads, 1.0)
+        self._clicked = np.concatenate([self._clicked, np.stack([users, ads], axis=1)])
 
     def prepare(self, day: int, live_N: NDArray[np.bool_]) -> None:
         """Work out every user's shares q(a | u) over the ads that are live on a day."""
@@ -67,6 +71,8 @@ class LoggingPolicy:
         )
         affinity_UN += (appeal_N - appeal_N.max()).astype(np.float32)
         shares_UN = np.exp(affinity_UN, out=affinity_UN)
+        capped = self._clicked[live_N[self._clicked[:, 1]]]
+        shares_UN[capped[:, 0], self._column_N[capped[:, 1]]] *= CAP
         shares_UN /= shares_UN.sum(axis=1, keepdims=True)
         self._shares_UN = shares_UN
 

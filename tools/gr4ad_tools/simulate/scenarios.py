@@ -46,7 +46,8 @@ class MarketConfig:
         fatigue_days: Time constant of the decay of exposures, in days.
         click_exposures: Exposures that a click counts as.
         conversion_exposures: Exposures that a conversion counts as.
-        ctr: Clicks per impression of the logging policy at the start, by which the click intercept is set.
+        ctr: Clicks per impression of the logging policy before anybody is tired of anything, by which the click
+            intercept is set; the log's own rate is less than half of it.
         cvr: Conversions per click by conversion type, by which the conversion intercepts are set.
         examination_decay: Exponent of the fall of examination with position.
         exploration: Share of the logging policy's slots that are filled uniformly at random.
@@ -75,35 +76,35 @@ class MarketConfig:
     unseen_share: float = 0.05
     arriving_share: float = 0.25
     ended_share: float = 0.08
-    sessions_per_day: float = 0.4
-    session_length: float = 6.0
+    sessions_per_day: float = 0.33
+    session_length: float = 8.0
     cold_users: float = 0.06
     list_length: int = 10
     interests: int = 4
-    drift: float = 0.12
+    drift: float = 0.08
     jump_rate: float = 0.008
-    intent_stay: float = 0.75
-    intent_related: float = 0.15
+    intent_stay: float = 0.85
+    intent_related: float = 0.1
     intent_share: float = 0.65
-    topic_effect: float = 5.5
-    style_effect: float = 1.4
-    price_effect: float = 1.6
+    topic_effect: float = 7.0
+    style_effect: float = 2.0
+    price_effect: float = 2.0
     price_width: float = 0.07
-    quality_effect: float = 0.45
+    quality_effect: float = 0.6
     evening_effect: float = 0.35
-    fatigue_creative: float = 0.7
-    fatigue_account: float = 0.15
-    fatigue_days: float = 3.0
-    click_exposures: float = 8.0
-    conversion_exposures: float = 30.0
-    ctr: float = 0.02
+    fatigue_creative: float = 0.6
+    fatigue_account: float = 0.06
+    fatigue_days: float = 6.0
+    click_exposures: float = 2000.0
+    conversion_exposures: float = 5000.0
+    ctr: float = 0.045
     cvr: tuple[tuple[str, float], ...] = (("install", 0.08), ("purchase", 0.025), ("lead", 0.05), ("follow", 0.09))
     examination_decay: float = 0.5
     exploration: float = 0.08
     policy_popularity: float = 0.6
     policy_bid: float = 0.35
-    policy_affinity: float = 7.0
-    policy_noise: float = 0.35
+    policy_affinity: float = 8.0
+    policy_noise: float = 0.2
     budget_share: float = 2.5
     skipped_impression_rate: float = 0.015
     bursts_per_day: float = 0.0
