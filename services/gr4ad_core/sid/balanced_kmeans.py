@@ -2,11 +2,10 @@
 
     minimise  Σ_i ‖x_i − c_label(i)‖²   subject to   |{i : label(i) = j}| ≤ ⌈N/k⌉
 
-Lloyd's iterations with prices: cluster j costs a point ‖x − c_j‖² + price_j, and Sinkhorn steps over each point's
-cheapest clusters raise the price of the crowded ones. Prices make the sizes nearly equal and keep the cells convex, so
-that a point that comes later is placed by the same rule. The bound itself is kept by `capacity_match`.
+Lloyd's iterations with `capacity_match` in place of the nearest centroid. Centroids then move to where each has its
+share of the points, so that the plain nearest centroid of a later point is a balanced choice as well.
 
-Shapes: N points, D coordinates, k clusters, M candidate clusters of a point. Nothing of size N × k is ever held.
+Shapes: N points, S sampled points, D coordinates, k clusters. Nothing of size N × k is ever held.
 """
 
 from __future__ import annotations
@@ -18,15 +17,8 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from gr4ad_core.sid.capacity_match import capacity_match
-from gr4ad_core.sid.nearest_centroids import cheapest
 
-CANDIDATES = 24  # M: enough that a crowded region finds room among them
-SAMPLE_PER_CLUSTER = 256  # points per cluster beyond which centroids hardly move
-SINKHORN_STEPS = 8
-# Entropy of the soft assignment, as a share of the mean squared distance to the nearest centroid.
-TEMPERATURE = 0.1
-# A cluster without demand would fall in price without end.
-LEAST_DEMAND = 0.1
+SAMPLE_PER_CLUSTER = 64  # points per cluster beyond which centroids hardly move
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +27,14 @@ class Clustering:
 
     Attributes:
         centroids: Float32 [k, D].
-        prices: What a cluster costs beside its squared distance, float32 [k].
         labels: Cluster of each point, int64 [N]; none occurs more than ceil(N/k) times.
     """
 
     centroids: NDArray[np.float32]
-    prices: NDArray[np.float32]
     labels: NDArray[np.int64]
 
 
-def balanced_kmeans(points: NDArray[np.float32], k: int, seed: int, iterations: int = 15) -> Clustering:
+def balanced_kmeans(points: NDArray[np.float32], k: int, seed: int, iterations: int = 12) -> Clustering:
     """Cluster points [N, D] into k clusters of at most ceil(N/k) points; the same input gives the same bytes.
 
     With fewer points than clusters the centroids left over lie at points too, ready for later points.
@@ -65,18 +55,13 @@ def balanced_kmeans(points: NDArray[np.float32], k: int, seed: int, iterations: 
     rng = np.random.default_rng(seed)
     sample_SD = _sample(points_ND, SAMPLE_PER_CLUSTER * k, rng)
     centroids_KD = _first_centroids(sample_SD, k, rng)
-    prices_K = np.zeros(k, dtype=np.float32)
     for _ in range(iterations):
-        nearest_SM, cost_SM = cheapest(sample_SD, centroids_KD, prices_K, CANDIDATES)
-        changes_K = _price_changes(nearest_SM, cost_SM, k)
-        chosen_S = (cost_SM + changes_K[nearest_SM]).argmin(axis=1)
-        labels_S = nearest_SM[np.arange(len(sample_SD)), chosen_S]
-        centroids_KD = _means(sample_SD, labels_S, centroids_KD)
-        prices_K = prices_K + changes_K
-    nearest_NM, cost_NM = cheapest(points_ND, centroids_KD, prices_K, CANDIDATES)
-    prices_K = prices_K + _price_changes(nearest_NM, cost_NM, k)
-    labels_N = capacity_match(points_ND, centroids_KD, prices_K, -(-len(points_ND) // k), CANDIDATES)
-    return Clustering(centroids_KD, prices_K, labels_N)
+        centroids_KD = _means(sample_SD, capacity_match(sample_SD, centroids_KD, _share(sample_SD, k)), centroids_KD)
+    return Clustering(centroids_KD, capacity_match(points_ND, centroids_KD, _share(points_ND, k)))
+
+
+def _share(points_ND: NDArray[np.float32], k: int) -> int:
+    return -(-len(points_ND) // k)
 
 
 def _sample(points_ND: NDArray[np.float32], limit: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -88,29 +73,10 @@ def _sample(points_ND: NDArray[np.float32], limit: int, rng: np.random.Generator
 def _first_centroids(points_ND: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Draw k points, each once before any is drawn again.
 
-    A careful seeding (k-means++) is not worth its k passes: prices move idle centroids into crowded regions.
+    A careful seeding (k-means++) is not worth its k passes: idle centroids are given points by the capacities.
     """
     rounds = [rng.permutation(len(points_ND)) for _ in range(-(-k // len(points_ND)))]
     return points_ND[np.concatenate(rounds)[:k]]
-
-
-def _price_changes(nearest_NM: NDArray[np.int64], cost_NM: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """Return what to add to the prices [k] so that the soft demand for each cluster comes near N/k.
-
-    Sinkhorn's column update, `price_j += ε · log(demand_j · k / N)`, on the entropic assignment over the candidates.
-    """
-    changes_K = np.zeros(k, dtype=np.float32)
-    n_points = len(nearest_NM)
-    epsilon = TEMPERATURE * float(np.maximum(cost_NM[:, 0] - cost_NM[:, 0].min(), 0).mean())
-    if epsilon <= 0:
-        return changes_K
-    for _ in range(SINKHORN_STEPS):
-        logits_NM = -(cost_NM + changes_K[nearest_NM]) / epsilon
-        share_NM = np.exp(logits_NM - logits_NM.max(axis=1, keepdims=True))
-        share_NM /= share_NM.sum(axis=1, keepdims=True)
-        demand_K = np.bincount(nearest_NM.ravel(), weights=share_NM.ravel(), minlength=k) * k / n_points
-        changes_K += (epsilon * np.log(np.maximum(demand_K, LEAST_DEMAND))).astype(np.float32)
-    return changes_K
 
 
 def _means(
@@ -122,6 +88,5 @@ def _means(
     members_KN = sparse.csr_array(
         (np.ones(len(labels_N), dtype=np.float32), (labels_N, np.arange(len(labels_N)))), shape=(k, len(labels_N))
     )
-    sums_KD = members_KN @ points_ND
-    means_KD = np.where(sizes_K[:, None] > 0, sums_KD / np.maximum(sizes_K, 1)[:, None], previous_KD)
-    return np.ascontiguousarray(means_KD, dtype=np.float32)
+    means_KD = (members_KN @ points_ND) / np.maximum(sizes_K, 1)[:, None]
+    return np.where(sizes_K[:, None] > 0, means_KD, previous_KD).astype(np.float32)

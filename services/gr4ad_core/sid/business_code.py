@@ -4,9 +4,9 @@ A level of V codes is cut into B equal buckets, B the largest power of two that 
 
     code = bucket · (V // B) + slot        bucket: conversion type        slot: hash of (advertiser, product)
 
-so that for V a power of two the high bits say what is paid for. Two campaigns with one creative and different conversion
-types differ in the bucket; an ad whose home code is taken moves to another slot, and leaves its bucket only when that
-is full.
+so that for V a power of two the high bits say what is paid for. Two campaigns with one creative and different
+conversion types differ in the bucket; an ad whose home code is taken moves to another slot, and leaves its bucket only
+when that is full.
 """
 
 from __future__ import annotations

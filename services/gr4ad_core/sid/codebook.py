@@ -1,6 +1,6 @@
 """MGMR RQ-KMeans: a codebook that turns ads into semantic IDs (method.md §1.2).
 
-    s_t = argmin_j ‖r_t − c_t,j‖² + price_t,j,    r_1 = x,  r_(t+1) = r_t − c_t,s_t        semantic levels t < T
+    s_t = argmin_j ‖r_t − c_t,j‖²,   r_1 = x,  r_(t+1) = r_t − c_t,s_t                      semantic levels t < T
     s_T = business code of (conversion type, advertiser, product), moved to a free one      last level
 
 Shapes: N ads, D coordinates, T levels, V_t codes of level t.
@@ -8,9 +8,10 @@ Shapes: N ads, D coordinates, T levels, V_t codes of level t.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from gr4ad_core.sid.ad_content import AdContent, render
 from gr4ad_core.sid.balanced_kmeans import balanced_kmeans
 from gr4ad_core.sid.business_code import BusinessSignals, probe_codes
+from gr4ad_core.sid.codebook_config import CodebookConfig, default_level_sizes
 from gr4ad_core.sid.codebook_file import ARRAYS_FILE, REFIT, CodebookFileError, read_folder, write_folder
-from gr4ad_core.sid.residual_search import SemanticLevel, nearest_prefixes, quantise
+from gr4ad_core.sid.residual_search import nearest_prefixes, quantise
 from gr4ad_core.sid.text_encoder import TextEncoder
 
 __all__ = [
@@ -40,60 +42,17 @@ class CodebookFullError(Exception):
     """Every SID of a codebook is taken."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class CodebookConfig:
-    """Describes a codebook to fit."""
-
-    level_sizes: tuple[int, ...]
-    """Codes V_t of every level, coarse to fine; the last is the business level."""
-    embedding_dim: int = 128
-    """Length D of the vectors that it quantises."""
-    seed: int = 0
-    """Of the sampling and the first centroids."""
-    iterations: int = 15
-    """Iterations of balanced k-means a level."""
-
-    def __post_init__(self) -> None:
-        """Check the numbers.
-
-        Raises:
-            ValueError: A field is out of range.
-        """
-        if len(self.level_sizes) < 2 or min(self.level_sizes) < 1:
-            remedy = "give a positive size for each of two or more levels, the last one for business codes"
-            raise ValueError(f"level_sizes: {self.level_sizes}: {remedy}")
-        for name in ("embedding_dim", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)}: give a positive number")
-
-
-def default_level_sizes(n_ads: int) -> tuple[int, int, int]:
-    """Return level sizes for a catalogue of `n_ads` ads: shrinking with depth, powers of two.
-
-    About a dozen ads share a code of the first level, and semantic prefixes outnumber ads by about 20, so that a prefix
-    rarely holds more than a few different creatives; 64 business codes leave 8 to each conversion type.
-
-    Raises:
-        ValueError: `n_ads` is not positive.
-    """
-    if n_ads < 1:
-        raise ValueError(f"n_ads: {n_ads}: give the number of ads to expect, at least one")
-    first = min(max(1 << (max(n_ads // 12, 1) - 1).bit_length(), 64), 16_384)
-    second = min(max(1 << (-(-20 * n_ads // first) - 1).bit_length(), 64), first)
-    return first, second, min(64, second)
-
-
 class Codebook:
     """A fitted codebook."""
 
     def __init__(
-        self, codebook_id: str, levels: Sequence[SemanticLevel], business_size: int, encoder: TextEncoder | None = None
+        self, codebook_id: str, levels: Sequence[NDArray[np.float32]], business_size: int, encoder: TextEncoder | None
     ) -> None:
         """Use fitted levels.
 
         Args:
             codebook_id: Name in the artifact store.
-            levels: Semantic levels, coarse to fine.
+            levels: Centroids [V_t, D] of the semantic levels, coarse to fine.
             business_size: Codes of the business level.
             encoder: Encoder of the vectors that the levels were fitted on; None where callers send vectors.
         """
@@ -105,16 +64,16 @@ class Codebook:
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """Codes of every level, coarse to fine, the business level last."""
-        return (*(len(level.prices) for level in self._levels), self._business_size)
+        return (*map(len, self._levels), self._business_size)
 
     @property
     def embedding_dim(self) -> int:
         """Length D of the vectors that it quantises."""
-        return int(self._levels[0].centroids.shape[1])
+        return int(self._levels[0].shape[1])
 
     @property
-    def levels(self) -> tuple[SemanticLevel, ...]:
-        """Semantic levels, coarse to fine."""
+    def levels(self) -> tuple[NDArray[np.float32], ...]:
+        """Centroids [V_t, D] of the semantic levels, coarse to fine."""
         return self._levels
 
     def encode_ads(self, ads: Sequence[AdContent]) -> NDArray[np.float32]:
@@ -137,9 +96,9 @@ class Codebook:
         return quantise(self._levels, check_embeddings(embeddings, self.embedding_dim))
 
     def nearest_codes(self, embeddings: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-        """Return semantic codes of vectors [N, D] and their alternatives, the cheapest first, int64 [N, n, T-1].
+        """Return semantic codes of vectors [N, D] and their alternatives, the nearest first, int64 [N, n, T-1].
 
-        The search keeps the n cheapest prefixes a level. Where there are fewer than n prefixes, it returns them all.
+        Found by a beam of width n; where there are fewer than n prefixes, all of them are returned.
 
         Raises:
             ValueError: The vectors have the wrong length or a number that is not finite, or `n` is not positive.
@@ -186,7 +145,7 @@ class Codebook:
         self, vector_1D: NDArray[np.float32], signals: BusinessSignals, used: _UsedCodes
     ) -> tuple[tuple[int, ...], int]:
         """Return the nearest semantic prefix that has room, and a code under it."""
-        n_prefixes = int(np.prod([len(level.prices) for level in self._levels], dtype=object))
+        n_prefixes = math.prod(map(len, self._levels))
         n, tried = FIRST_ALTERNATIVES, set[tuple[int, ...]]()
         while True:
             for prefix in map(tuple, nearest_prefixes(self._levels, vector_1D, n)[0].tolist()):
@@ -244,12 +203,12 @@ def fit_codebook(
     residual_ND = check_embeddings(embeddings, config.embedding_dim)
     if not len(residual_ND):
         raise ValueError("embeddings: empty: give at least one vector to fit the codebook on")
-    levels: list[SemanticLevel] = []
+    levels: list[NDArray[np.float32]] = []
     for depth, size in enumerate(config.level_sizes[:-1]):
-        found = balanced_kmeans(residual_ND, size, config.seed + depth, config.iterations)
-        level = SemanticLevel(found.centroids, found.prices)
-        residual_ND = residual_ND - level.centroids[quantise((level,), residual_ND)[:, 0]]
-        levels.append(level)
+        centroids_VD = balanced_kmeans(residual_ND, size, config.seed + depth, config.iterations).centroids
+        # What is left over must be what `quantise` leaves, hence the nearest centroid and not the balanced label.
+        residual_ND = residual_ND - centroids_VD[quantise((centroids_VD,), residual_ND)[:, 0]]
+        levels.append(centroids_VD)
     return Codebook(codebook_id, levels, config.level_sizes[-1], encoder)
 
 
@@ -271,10 +230,7 @@ def check_embeddings(embeddings: NDArray[np.float32], embedding_dim: int) -> NDA
 
 def save_codebook(codebook: Codebook, folder: Path | str) -> None:
     """Write `codebook.npz` and `manifest.json` into a folder; the same codebook gives the same bytes."""
-    arrays: dict[str, NDArray[np.generic]] = {}
-    for depth, level in enumerate(codebook.levels):
-        arrays[f"level{depth}.centroids"] = level.centroids
-        arrays[f"level{depth}.prices"] = level.prices
+    arrays: dict[str, NDArray[Any]] = {f"level{depth}": level for depth, level in enumerate(codebook.levels)}
     if codebook.encoder is not None:
         arrays |= {f"encoder.{name}": array for name, array in codebook.encoder.arrays().items()}
     manifest = {
@@ -296,11 +252,10 @@ def load_codebook(folder: Path | str) -> Codebook:
     sizes, dim = manifest["level_sizes"], manifest["embedding_dim"]
     levels = []
     for depth, size in enumerate(sizes[:-1]):
-        level = [np.asarray(arrays.get(f"level{depth}.{name}", ()), np.float32) for name in ("centroids", "prices")]
-        if level[0].shape != (size, dim) or level[1].shape != (size,):
-            found = f"{level[0].shape} and {level[1].shape}"
-            raise CodebookFileError(path, f"level {depth} as {(size, dim)} and {(size,)}", found, REFIT)
-        levels.append(SemanticLevel(level[0], level[1]))
+        centroids_VD = arrays.get(f"level{depth}", np.empty(0))
+        if centroids_VD.shape != (size, dim):
+            raise CodebookFileError(path, f"level{depth} of shape {(size, dim)}", f"{centroids_VD.shape}", REFIT)
+        levels.append(np.ascontiguousarray(centroids_VD, dtype=np.float32))
     parts = {name.removeprefix("encoder."): array for name, array in arrays.items() if name.startswith("encoder.")}
     try:
         encoder = TextEncoder.from_arrays(parts) if parts else None

@@ -36,21 +36,21 @@ class CodebookFileError(Exception):
         self.file, self.expected, self.found, self.remedy = file, expected, found, remedy
 
 
-def write_folder(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[np.generic]]) -> None:
+def write_folder(folder: Path, manifest: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
     """Write a codebook's files; the manifest comes last and gains `sha256` and `format_version`.
 
     The same arrays give the same bytes: names are sorted, and the archive holds no times.
     """
     folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})  # type: ignore[arg-type]
+    np.savez(buffer, allow_pickle=False, **{name: arrays[name] for name in sorted(arrays)})
     content = buffer.getvalue()
     (folder / ARRAYS_FILE).write_bytes(content)
     full = {**manifest, "sha256": hashlib.sha256(content).hexdigest(), "format_version": FORMAT_VERSION}
     (folder / MANIFEST_FILE).write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
 
 
-def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[np.generic]]]:
+def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Read a codebook's manifest and arrays, verified against each other.
 
     Raises:

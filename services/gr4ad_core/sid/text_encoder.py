@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +32,7 @@ _ARRAYS = {"columns": np.int64, "idf": np.float32, "projection": np.float32}
 class TextEncoder:
     """Encodes texts as unit vectors whose inner products follow shared vocabulary and topics."""
 
-    def __init__(
-        self, columns: NDArray[np.int64], idf: NDArray[np.float32], projection: NDArray[np.float32]
-    ) -> None:
+    def __init__(self, columns: NDArray[np.int64], idf: NDArray[np.float32], projection: NDArray[np.float32]) -> None:
         """Use fitted arrays: hash buckets [F] in rising order, their idf [F], and the projection [F, D]."""
         self._columns = columns
         self._idf = idf
@@ -84,18 +83,19 @@ class TextEncoder:
             weights = _tf_idf(self._hasher.counts(chunk), self._columns, self._idf)
             vectors_ND[start : start + CHUNK] = weights @ self._projection
         norms_N = np.linalg.norm(vectors_ND, axis=1)
-        for row in np.flatnonzero(norms_N < 1e-6):
+        for row in np.flatnonzero(norms_N < 1e-6).tolist():
             seed = zlib.crc32(texts[row].encode("utf-8", "surrogatepass"))
             vectors_ND[row] = np.random.default_rng(seed).standard_normal(self.dim)
             norms_N[row] = np.linalg.norm(vectors_ND[row])
-        return vectors_ND / norms_N[:, None]
+        vectors_ND /= norms_N[:, None]
+        return vectors_ND
 
-    def arrays(self) -> dict[str, NDArray[np.generic]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what `from_arrays` needs."""
         return {"columns": self._columns, "idf": self._idf, "projection": self._projection}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> TextEncoder:
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> TextEncoder:
         """Build the encoder that `arrays` came from.
 
         Raises:
@@ -119,9 +119,7 @@ def _frequent(frequency_H: NDArray[np.int64], least: int) -> NDArray[np.int64]:
     return np.sort(columns).astype(np.int64)
 
 
-def _tf_idf(
-    counts_NH: sparse.csr_array, columns_F: NDArray[np.int64], idf_F: NDArray[np.float32]
-) -> sparse.csr_array:
+def _tf_idf(counts_NH: sparse.csr_array, columns_F: NDArray[np.int64], idf_F: NDArray[np.float32]) -> sparse.csr_array:
     """Return unit rows of (1 + log count) · idf over the kept columns, float32 sparse [N, F]."""
     place = np.searchsorted(columns_F, counts_NH.indices)
     place[place == len(columns_F)] = 0

@@ -7,6 +7,7 @@ import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from scipy import sparse
@@ -28,7 +29,7 @@ def feature_names(text: str) -> Iterator[str]:
                 padded = f"_{word}_"
                 for start in range(len(padded) - CHAR_GRAM + 1):
                     yield f"c {padded[start : start + CHAR_GRAM]}"
-        for left, right in zip(words, words[1:], strict=False):
+        for left, right in pairwise(words):
             yield f"p {left} {right}"
 
 
