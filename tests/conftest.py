@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,10 +20,17 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 _numbers = itertools.count(1)
 
 
+def _fastest_folder() -> str | None:
+    """Return a folder in memory, where a fresh database takes 20 ms and not 500; None where there is none to spare."""
+    memory = Path("/dev/shm")
+    roomy = memory.is_dir() and os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**31
+    return str(memory) if roomy else None
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[EmbeddedPostgres]:
     """A server for the whole run; gone with it, even when the run is killed."""
-    folder = Path(tempfile.mkdtemp(prefix="gr4ad-tests-")) / "pgdata"
+    folder = Path(tempfile.mkdtemp(prefix="gr4ad-tests-", dir=_fastest_folder())) / "pgdata"
     with EmbeddedPostgres(folder, durable=False, ephemeral=True) as server:
         yield server
     folder.parent.rmdir()

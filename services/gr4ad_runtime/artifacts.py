@@ -148,11 +148,12 @@ class ArtifactStore:
         partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copytree(local, partial)
-            for path in partial.rglob("*"):
-                if path.is_file():
-                    with path.open("rb") as file:
-                        os.fsync(file.fileno())
+            for source in _files_below(local):
+                copy = partial / source.relative_to(local)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, copy)
+                with copy.open("rb") as file:
+                    os.fsync(file.fileno())
             # Fails if another publisher was faster: a folder that is not empty is not replaced.
             with contextlib.suppress(FileExistsError):
                 try:
@@ -165,9 +166,8 @@ class ArtifactStore:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _publish_remote(self, local: Path, target: str) -> None:
-        files = sorted(path for path in local.rglob("*") if path.is_file())
         # What readers look for comes last.
-        for path in sorted(files, key=lambda path: path == local / MANIFEST):
+        for path in sorted(_files_below(local), key=lambda path: path == local / MANIFEST):
             remote = f"{target}/{path.relative_to(local).as_posix()}"
             self._fs.makedirs(PurePosixPath(remote).parent.as_posix(), exist_ok=True)
             self._fs.put_file(str(path), remote)
@@ -176,7 +176,7 @@ class ArtifactStore:
         target = self._path(name)
         with self._storage_errors(name):
             published = self._files(target)
-            mine = {path.relative_to(local).as_posix(): path for path in local.rglob("*") if path.is_file()}
+            mine = {path.relative_to(local).as_posix(): path for path in _files_below(local)}
             same = published.keys() == mine.keys() and all(
                 size == mine[path].stat().st_size for path, size in published.items()
             )
@@ -217,3 +217,7 @@ class ArtifactStore:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())

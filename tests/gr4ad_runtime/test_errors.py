@@ -28,7 +28,9 @@ def test_a_message_names_field_value_and_remedy() -> None:
     assert error.code is grpc.StatusCode.NOT_FOUND
 
 
-@pytest.mark.parametrize(("value", "shown"), [("", "(empty)"), (0, "0"), ("x" * 160, "x" * 160), ("x" * 161, "x" * 159 + "…")])
+@pytest.mark.parametrize(
+    ("value", "shown"), [("", "(empty)"), (0, "0"), ("x" * 160, "x" * 160), ("x" * 161, "x" * 159 + "…")]
+)
 def test_values_are_kept_short(value: object, shown: str) -> None:
     assert errors.shorten(value) == shown
 

@@ -78,7 +78,11 @@ async def test_errors_of_streams_are_mapped_too() -> None:
 
 @pytest.mark.parametrize(
     ("upstream", "own"),
-    [("UnavailableError", "UNAVAILABLE"), ("DeadlineExceededError", "DEADLINE_EXCEEDED"), ("NotFoundError", "INTERNAL")],
+    [
+        ("UnavailableError", "UNAVAILABLE"),
+        ("DeadlineExceededError", "DEADLINE_EXCEEDED"),
+        ("NotFoundError", "INTERNAL"),
+    ],
 )
 async def test_a_failed_call_to_another_service_is_told_as_such(upstream: str, own: str) -> None:
     async with serving(SampleServicer()) as (behind, _):
