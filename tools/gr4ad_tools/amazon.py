@@ -4,8 +4,8 @@
 - k-core: users and items with fewer than k reviews are dropped until none is left.
 - A user's reviews are in order of time, equal times (the release of 2014 knows days only) in the order of a seeded
   keyed hash. The released order is by ASIN inside a day, which no live system would know.
-- Item ids are the ranks of blake2b(ASIN), user ids those of blake2b(reviewer): fixed, in an order that says nothing. The
-  ASIN is kept in `items.jsonl.gz`, as a key for joins; the reviewer's name and text are not.
+- Item ids are the ranks of blake2b(ASIN), user ids those of blake2b(reviewer): fixed, in an order that says nothing.
+  The ASIN is kept in `items.jsonl.gz`, as a key for joins; the reviewer's name and text are not.
 
 Files are read line by line; memory holds one entry per review and the metadata of the products that are kept. The
 folder is made beside its place and renamed into it when it is whole.

@@ -83,7 +83,9 @@ class Market:
         self._fatigue = Fatigue(self.config, self._ads)
         self._behaviour = Behaviour(self.config, self._ads, self._users, self._fatigue)
         self._money = Money(self.config, self._ads)
-        self._policy = LoggingPolicy(self.config, self._ads, self._users, self._money.value_per_click(), rng_policy)
+        self._policy = LoggingPolicy(
+            self.config, self._ads, self._users, self._money.value_per_click(START), rng_policy
+        )
         self._calibrate(rng_calibration)
         self._handed_out = self.config.ads
         self.user_ids = self._users.user_ids
@@ -100,7 +102,7 @@ class Market:
         self._behaviour.calibrate(users_R, ads_RL, np.full(len(users_R), START + DAY_S / 2))
         config = self.config
         impressions = config.users * config.sessions_per_day * config.session_length * config.list_length
-        spend_N = self._policy.mean_shares() * impressions * config.ctr * self._money.value_per_click()
+        spend_N = self._policy.mean_shares() * impressions * config.ctr * self._money.value_per_click(START)
         self._money.set_budgets(spend_N)
 
     @property
@@ -145,6 +147,10 @@ class Market:
     def bids(self, time: float) -> IntArray:
         """Return the bids of all ads at a time in micros, [N]: public."""
         return self._money.bids(time)
+
+    def value_per_click(self, time: float) -> FloatArray:
+        """Return what a click on each ad pays at the base rates of its conversion type, in micros, [N]: public."""
+        return self._money.value_per_click(time)
 
     def live(self, time: float) -> NDArray[np.bool_]:
         """Return which ads may be shown at a time: begun, not ended, within their pace of spending, [N]."""

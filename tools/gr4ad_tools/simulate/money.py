@@ -44,12 +44,12 @@ class Money:
         paid_RL = np.where(self._pays_click_N[ads_RL], 1.0, truth.conversion_RL * truth.reported_RL)
         return np.asarray(1000.0 * truth.examined_RL * truth.click_RL * paid_RL * bid_RL)
 
-    def value_per_click(self) -> FloatArray:
+    def value_per_click(self, time: float) -> FloatArray:
         """Return what a click on each ad is worth at base conversion rates, in micros, [N]: public knowledge."""
         rate_V = np.ones(len(CONVERSION_TYPES))
         for name, rate in self._config.cvr:
             rate_V[CONVERSION_TYPES.index(name)] = rate
-        return np.asarray(self._ads.bid_micros_N * rate_V[self._ads.conversion_type_N])
+        return np.asarray(self.bids(time) * rate_V[self._ads.conversion_type_N])
 
     def set_budgets(self, expected_spend_N: FloatArray) -> None:
         """Set daily budgets from what each ad would spend a day if nothing held it back, in micros."""

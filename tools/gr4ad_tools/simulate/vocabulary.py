@@ -110,12 +110,16 @@ def related_topics(topic: int) -> list[int]:
 
 
 def brand_names(count: int, rng: np.random.Generator) -> list[str]:
-    """Return `count` different invented brand names."""
+    """Return `count` different invented brand names.
+
+    Raises:
+        ValueError: More than a third of all names are asked for, of which they could not be drawn by lot in good time.
+    """
+    most = (len(_ONSETS) * len(_NUCLEI)) ** 2 * len(_CODAS) // 3
+    if count > most:
+        raise ValueError(f"count is {count}: give at most {most} brands, by fewer accounts")
     names: dict[str, None] = {}
     while len(names) < count:
-        syllables = (
-            str(rng.choice(_ONSETS)) + str(rng.choice(_NUCLEI)) + str(rng.choice(_CODAS))
-            for _ in range(int(rng.integers(2, 4)))
-        )
-        names["".join(syllables).capitalize()] = None
+        open_syllables = [str(rng.choice(_ONSETS)) + str(rng.choice(_NUCLEI)) for _ in range(2)]
+        names[("".join(open_syllables) + str(rng.choice(_CODAS))).capitalize()] = None
     return list(names)
