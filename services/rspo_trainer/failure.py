@@ -25,9 +25,7 @@ def failure_message(error: Exception, run_id: str) -> str:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return "memory: used up: choose a smaller preset, or give the trainer more memory"
     if _disk_full(error):
-        return (
-            f"scratch folder: {error}: free disk space, or set TMPDIR to another folder; nothing was published"
-        )
+        return f"scratch folder: {error}: free disk space, or set TMPDIR to another folder; nothing was published"
     return f"internal error: {type(error).__name__}: the trainer's log has it in full under {run_id}"
 
 

@@ -84,8 +84,10 @@ class TrainingRunRow(Base):
     traceparent: Mapped[str] = mapped_column(Text)
     state: Mapped[str] = mapped_column(Text)
     cancel_requested: Mapped[bool] = mapped_column(Boolean)
-    # Times the run was begun. Also the fence: a process whose attempt is not this one any more has lost the run.
+    # Times the run was begun. It is the fence: a process whose attempt is not this one any more has lost the run.
     attempt: Mapped[int] = mapped_column(Integer)
+    # Times the process ended without having given the run back.
+    crashes: Mapped[int] = mapped_column(Integer)
     step: Mapped[int] = mapped_column(BigInteger)
     total_steps: Mapped[int] = mapped_column(BigInteger)
     loss_steps: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))

@@ -2,7 +2,7 @@
 
     queued ──► running ──► succeeded | failed | cancelled
       ▲           │
-      └───────────┘ the process stopped meanwhile; the last of MAX_ATTEMPTS ends as a failure
+      └───────────┘ the process stopped meanwhile; the MAX_CRASHES-th crash in a run ends it as a failure
 
 The attempt number of a run is its fence: what a process writes about a run counts only while the run is still running
 in the attempt that this process began.
@@ -14,15 +14,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gr4ad_runtime.db import Database
-from sqlalchemy import Update, case, select, update
+from sqlalchemy import ColumnElement, Update, case, false, select, update
 
 from rspo_trainer.models import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TrainingRunRow
 from rspo_trainer.policy_store import NewPolicy, add_policy, make_current
 from rspo_trainer.training_run import Run, RunProgress, read_run
 
-MAX_ATTEMPTS = 2
-INTERRUPTED = (
-    f"the trainer stopped {MAX_ATTEMPTS} times while it ran this: "
+MAX_CRASHES = 2
+CRASHED = (
+    f"the trainer crashed {MAX_CRASHES} times while it ran this: "
     "see its last log lines (out of memory?), then create the run anew"
 )
 
@@ -36,18 +36,9 @@ class RunQueue:
 
     async def recover(self) -> int:
         """Settle runs that an earlier process left running: queue them again, or end them. Return how many."""
-        again = TrainingRunRow.attempt < MAX_ATTEMPTS
-        wanted = ~TrainingRunRow.cancel_requested
-        settle = (
-            update(TrainingRunRow)
-            .where(TrainingRunRow.state == RUNNING)
-            .values(
-                state=case((~wanted, CANCELLED), (again, QUEUED), else_=FAILED),
-                error=case((wanted & ~again, INTERRUPTED), else_=""),
-                end_time=case((wanted & again, None), else_=datetime.now(UTC)),
-            )
-            .returning(TrainingRunRow.run_id)
-        )
+        orphaned = update(TrainingRunRow).where(TrainingRunRow.state == RUNNING).returning(TrainingRunRow.run_id)
+        last = TrainingRunRow.crashes + 1 >= MAX_CRASHES
+        settle = orphaned.values(_back_to_queue(last) | {"crashes": TrainingRunRow.crashes + 1})
         async with self._database.session() as session:
             return len((await session.execute(settle)).all())
 
@@ -64,14 +55,7 @@ class RunQueue:
         begin = (
             update(TrainingRunRow)
             .where(TrainingRunRow.run_id == waiting)
-            .values(
-                state=RUNNING,
-                attempt=TrainingRunRow.attempt + 1,
-                step=0,
-                total_steps=0,
-                loss_steps=[],
-                loss_values=[],
-            )
+            .values(state=RUNNING, attempt=TrainingRunRow.attempt + 1)
             .returning(TrainingRunRow.run_id)
         )
         async with self._database.session() as session:
@@ -85,16 +69,18 @@ class RunQueue:
             return (await session.scalar(statement)) is False
 
     async def give_back(self, run: Run) -> None:
-        """Put a run that was interrupted by a stop of the service back into the queue; the attempt does not count."""
-        await self._settle(run, state=QUEUED, attempt=run.attempt - 1, step=0, total_steps=0)
+        """Put a run back into the queue that a stop of the service has interrupted."""
+        await self._settle(run, _back_to_queue(false()))
 
     async def fail(self, run: Run, progress: RunProgress, error: str) -> None:
         """End a run as failed."""
-        await self._settle(run, state=FAILED, error=error, end_time=datetime.now(UTC), **_progress_values(progress))
+        end = {"state": FAILED, "error": error, "end_time": datetime.now(UTC)}
+        await self._settle(run, end | _progress_values(progress))
 
-    async def end_cancelled(self, run: Run, progress: RunProgress) -> None:
-        """End a run as cancelled."""
-        await self._settle(run, state=CANCELLED, end_time=datetime.now(UTC), **_progress_values(progress))
+    async def end_cancelled(self, run: Run, progress: RunProgress) -> bool:
+        """End a run as cancelled; return False if it was lost to another process instead."""
+        end = {"state": CANCELLED, "end_time": datetime.now(UTC)}
+        return await self._settle(run, end | _progress_values(progress))
 
     async def succeed(self, run: Run, progress: RunProgress, policy: NewPolicy, traceparent: str) -> bool:
         """End a run and publish its policy in one transaction.
@@ -126,15 +112,27 @@ class RunQueue:
             )
         return True
 
-    async def _settle(self, run: Run, **values: Any) -> None:
+    async def _settle(self, run: Run, values: dict[str, Any]) -> bool:
+        statement = _fenced(run).values(values).returning(TrainingRunRow.run_id)
         async with self._database.session() as session:
-            await session.execute(_fenced(run).values(values))
+            return await session.scalar(statement) is not None
 
 
 def _fenced(run: Run) -> Update:
     return update(TrainingRunRow).where(
         TrainingRunRow.run_id == run.run_id, TrainingRunRow.attempt == run.attempt, TrainingRunRow.state == RUNNING
     )
+
+
+def _back_to_queue(fails: ColumnElement[bool]) -> dict[str, Any]:
+    """Return the values that put a run back into the queue, from where it starts anew; or end it, if it has to."""
+    cancelled = TrainingRunRow.cancel_requested
+    return {
+        "state": case((cancelled, CANCELLED), (fails, FAILED), else_=QUEUED),
+        "error": case((fails & ~cancelled, CRASHED), else_=""),
+        "end_time": case((fails | cancelled, datetime.now(UTC)), else_=None),
+        **_progress_values(RunProgress()),
+    }
 
 
 def _progress_values(progress: RunProgress) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class RunStore:
             "state": QUEUED,
             "cancel_requested": False,
             "attempt": 0,
+            "crashes": 0,
             "step": 0,
             "total_steps": 0,
             "loss_steps": [],

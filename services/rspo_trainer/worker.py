@@ -27,6 +27,8 @@ IDLE_S = 5.0
 """How often the queue is looked at without being woken: another process may have filled it."""
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 5.0
+TAKEN_OVER = "taken_over"
+"""Outcome of a run that another process believed orphaned and now runs itself."""
 
 log = get_logger(__name__)
 _tracer = tracer("rspo_trainer")
@@ -110,8 +112,8 @@ class Worker:
             log.warning("run failed", run_id=run.run_id, error=message)
             await _persistently(lambda: self._queue.fail(run, job.progress, message))
             return FAILED
-        await _persistently(lambda: self._queue.end_cancelled(run, job.progress))
-        return CANCELLED
+        own = await _persistently(lambda: self._queue.end_cancelled(run, job.progress))
+        return CANCELLED if own else TAKEN_OVER
 
     async def _publish(self, job: Job, policy: NewPolicy) -> bool:
         attributes = {semconv.POLICY_ID: policy.policy_id, semconv.POLICY_CHANNEL: job.run.request.channel}

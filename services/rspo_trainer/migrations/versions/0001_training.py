@@ -41,6 +41,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("crashes", sa.Integer(), nullable=False),
         sa.Column("step", sa.BigInteger(), nullable=False),
         sa.Column("total_steps", sa.BigInteger(), nullable=False),
         sa.Column("loss_steps", sa.ARRAY(sa.BigInteger()), nullable=False),
