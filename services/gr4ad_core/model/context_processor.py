@@ -1,7 +1,8 @@
 """From histories to the keys and values that every decoder layer reads: linear and light (method.md §2.1).
 
-Shapes: B requests, S events, T SID levels, F features, C context vectors (1 + F + S), D model width, H heads, K head
-width.
+Shapes: B requests, S events, T SID levels, C context vectors of a request (one, its features, its events); over the
+whole batch and without padding R real vectors, E events, F features; G keys and values of all groups of layers, D model
+width, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -80,37 +81,47 @@ class ContextProcessor(nn.Module):
                 nn.init.normal_(table.weight, std=d**-0.5)
 
     def vectors(self, inputs: ContextInputs, sid_embedding: SidEmbedding) -> tuple[Tensor, Tensor]:
-        """Build X: a learned resting place, then the features, then the events from the latest on.
+        """Build X without its padding: a learned resting place per request, then its features, then its events.
 
-        The resting place is what a request without history attends to, so attention is always defined.
+        The resting place is what a request without history attends to, so attention is always defined. Padding is left
+        out, since most histories are much shorter than the longest of their batch.
 
         Returns:
-            X `[B, C, D]`, and a mask `[B, C]` that is true at real vectors.
+            The R real vectors `[R, D]`, and where each belongs in `[B · C]`.
         """
-        batch, events = inputs.mask_BS.shape
-        h_BSD = self.token_merger(sid_embedding(inputs.sids_BST).flatten(-2))
+        (batch, features), events = inputs.feature_mask_BF.shape, inputs.mask_BS.shape[1]
+        width = 1 + features + events
+        row_E, recency_E = inputs.mask_BS.nonzero(as_tuple=True)
+        sids_ET = inputs.sids_BST[row_E, recency_E]
+        x_ED = self.token_merger(sid_embedding(sids_ET).flatten(-2))
         if self.item is not None:
-            h_BSD = h_BSD + self.item(hash_sids(inputs.sids_BST, self.item.num_embeddings))
-        h_BSD = h_BSD + self.behavior(inputs.behaviors_BS) + self.gap(inputs.gap_BS) + self.recency.weight[:events]
-        rest_B1D = self.resting_place.expand(batch, 1, -1)
-        x_BCD = torch.cat([rest_B1D, self.feature(inputs.feature_ids_BF), h_BSD], dim=1)
-        always_B1 = torch.ones(batch, 1, dtype=torch.bool, device=x_BCD.device)
-        return x_BCD, torch.cat([always_B1, inputs.feature_mask_BF, inputs.mask_BS], dim=1)
+            x_ED = x_ED + self.item(hash_sids(sids_ET, self.item.num_embeddings))
+        x_ED = x_ED + self.behavior(inputs.behaviors_BS[row_E, recency_E])
+        x_ED = x_ED + self.gap(inputs.gap_BS[row_E, recency_E]) + self.recency(recency_E)
+        feature_row, feature_column = inputs.feature_mask_BF.nonzero(as_tuple=True)
+        x_FD = self.feature(inputs.feature_ids_BF[feature_row, feature_column])
+        place_B = torch.arange(batch, device=row_E.device) * width
+        places_R = torch.cat(
+            [place_B, place_B[feature_row] + 1 + feature_column, place_B[row_E] + 1 + features + recency_E]
+        )
+        return torch.cat([self.resting_place.expand(batch, -1), x_FD, x_ED]), places_R
 
     def forward(self, inputs: ContextInputs, sid_embedding: SidEmbedding) -> SharedKeysValues:
-        """Project X to normalised keys and values for each group of layers."""
-        x_BCD, mask_BC = self.vectors(inputs, sid_embedding)
-        x_BCD = self.dropout(self.norm(x_BCD))
-        heads = self.config.n_heads
-        parts_BHCK = [
-            part.unflatten(-1, (heads, -1)).transpose(1, 2)
-            for part in self.keys_values(x_BCD).chunk(2 * self.config.kv_groups, dim=-1)
-        ]
-        groups = self.config.kv_groups
+        """Project X to normalised keys and values for each group of layers, and pad them."""
+        batch, groups, heads = inputs.batch_size, self.config.kv_groups, self.config.n_heads
+        x_RD, places_R = self.vectors(inputs, sid_embedding)
+        projected_RD = self.keys_values(self.dropout(self.norm(x_RD))).chunk(2 * groups, dim=-1)
+        norms = [*self.key_norms, *self.value_norms]
+        parts_RHK = [norm(x.unflatten(-1, (heads, -1))) for norm, x in zip(norms, projected_RD, strict=True)]
+        real_RGHK = torch.stack(parts_RHK, dim=1)
+        places = batch * (1 + inputs.feature_mask_BF.shape[1] + inputs.mask_BS.shape[1])
+        padded = real_RGHK.new_zeros(places, *real_RGHK.shape[1:]).index_copy(0, places_R, real_RGHK)
+        padded_GBHCK = padded.view(batch, -1, *real_RGHK.shape[1:]).permute(2, 0, 3, 1, 4)
+        bias = real_RGHK.new_full((places,), -torch.inf).index_fill(0, places_R, 0.0)
         return SharedKeysValues(
-            keys_BHCK=tuple(norm(k) for norm, k in zip(self.key_norms, parts_BHCK[:groups], strict=True)),
-            values_BHCK=tuple(norm(v) for norm, v in zip(self.value_norms, parts_BHCK[groups:], strict=True)),
-            bias_B11C=torch.zeros_like(mask_BC, dtype=x_BCD.dtype).masked_fill(~mask_BC, -torch.inf)[:, None, None],
+            keys_BHCK=padded_GBHCK[:groups].unbind(),
+            values_BHCK=padded_GBHCK[groups:].unbind(),
+            bias_B11C=bias.view(batch, 1, 1, -1),
         )
 
 
