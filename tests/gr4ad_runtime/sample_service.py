@@ -100,6 +100,7 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle) -> None:
     if told == "task":
         lifecycle.background(_crash_soon(), "doomed")
     if told == "hang":
+        print("hanging", flush=True)
         await asyncio.sleep(60.0)
 
     async def closed() -> None:

@@ -53,7 +53,7 @@ class EmbeddedPostgres:
         Args:
             data_dir: Folder of the cluster; made when missing, reused when it holds one.
             durable: Whether a commit survives a power failure. Tests do without, and are faster.
-            ephemeral: Whether the folder goes with the server.
+            ephemeral: Whether a cluster made by this object goes with it.
             min_free_bytes: Free disk space without which the server is not started.
             free_bytes: Tells the free disk space at a path, in bytes.
         """
@@ -67,6 +67,9 @@ class EmbeddedPostgres:
         self._guard: ProcessGuard | None = None
         self._socket_dir: Path | None = None
         self._log: IO[bytes] | None = None
+        self._log_start = 0
+        # Only what this object made is removed, never a folder that was there.
+        self._doomed: list[Path] = []
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -94,6 +97,7 @@ class EmbeddedPostgres:
                 "free some, or choose a folder on another disk",
             )
         self._socket_dir = Path(tempfile.mkdtemp(prefix="gr4ad-pg-"))
+        self._doomed.append(self._socket_dir)
         try:
             if account is not None:
                 _open_to(account, self.data_dir, self._bin / "postgres", self._socket_dir)
@@ -117,10 +121,9 @@ class EmbeddedPostgres:
             self._guard.release()
         if self._log is not None:
             self._log.close()
-        if self._socket_dir is not None:
-            shutil.rmtree(self._socket_dir, ignore_errors=True)
-        if self._ephemeral:
-            shutil.rmtree(self.data_dir, ignore_errors=True)
+        for folder in self._doomed:
+            shutil.rmtree(folder, ignore_errors=True)
+        self._doomed.clear()
         self._server = self._guard = self._log = self._socket_dir = None
 
     @property
@@ -176,6 +179,8 @@ class EmbeddedPostgres:
                 self.data_dir,
                 "it is not empty and holds no cluster (PG_VERSION is missing); restore it, or choose an empty folder",
             )
+        if self._ephemeral:
+            self._doomed.append(self.data_dir)
         command = [str(self._bin / "initdb"), "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "-U", "postgres"]
         command += ["-D", str(self.data_dir)] + ([] if self._durable else ["--no-sync"])
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", **_identity(account))
@@ -198,6 +203,7 @@ class EmbeddedPostgres:
         for name, value in options.items():
             command += ["-c", f"{name}={value}"]
         self._log = (self.data_dir / "server.log").open("ab")
+        self._log_start = self._log.tell()
         # A session of its own: Ctrl-C in the terminal reaches the owner, which stops the server last.
         self._server = subprocess.Popen(
             command,
@@ -213,7 +219,7 @@ class EmbeddedPostgres:
             stop_signal="INT",
             grace_seconds=int(STOP_SECONDS),
             pid_file=self.data_dir / "postmaster.pid",
-            doomed=[self._socket_dir, *([self.data_dir] if self._ephemeral else [])],
+            doomed=self._doomed,
         )
 
     def _await_answer(self) -> None:
@@ -221,7 +227,9 @@ class EmbeddedPostgres:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
             if self._server.poll() is not None:
-                raise self._failure(_tail(self.data_dir / "server.log"))
+                raise self._failure(
+                    (self.data_dir / "server.log").read_bytes()[self._log_start :].decode(errors="replace")
+                )
             try:
                 self._connect().close()
                 return
@@ -232,12 +240,14 @@ class EmbeddedPostgres:
         )
 
     def _failure(self, output: str) -> Gr4adError:
-        said = " / ".join(line.strip() for line in output.splitlines()[-4:])
+        lines = output.splitlines()
+        telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
+        said = " / ".join(line.strip() for line in telling[-2:] or lines[-2:])
         if "No space left on device" in output:
             return ResourceExhaustedError(
                 "database folder", self.data_dir, f"no disk space for the database; free some ({said})"
             )
-        if "is another postmaster" in output or "already running" in output:
+        if "another postmaster" in output:
             return FailedPreconditionError(
                 "database folder", self.data_dir, f"another server uses it; stop that one or choose another ({said})"
             )
@@ -298,7 +308,3 @@ def _open_to(account: pwd.struct_passwd, data_dir: Path, program: Path, socket_d
             os.chown(folder, account.pw_uid, account.pw_gid)
             for path in folder.rglob("*"):
                 os.chown(path, account.pw_uid, account.pw_gid, follow_symlinks=False)
-
-
-def _tail(path: Path) -> str:
-    return path.read_bytes()[-4000:].decode(errors="replace")

@@ -62,6 +62,7 @@ class SupervisedProcess:
         self.exit_code: int | None = None
         self._on_exit = on_exit
         self._stopping = False
+        self._exits = 0
         self._keeper: asyncio.Task[None] | None = None
         self._process: asyncio.subprocess.Process | None = None
 
@@ -98,11 +99,11 @@ class SupervisedProcess:
         """Wait until the process answers health checks, whatever it answers.
 
         Raises:
-            FailedPreconditionError: It ended or did not answer in time; quotes its log.
+            FailedPreconditionError: It ended meanwhile or did not answer in time; quotes its log.
         """
-        deadline = time.monotonic() + seconds
+        deadline, exits = time.monotonic() + seconds, self._exits
         while not await is_live(self.spec.address):
-            if self.pid is None and self.exit_code is not None:
+            if self._exits > exits or (self.pid is None and self._exits > 0):
                 raise self._failure(f"ended with exit code {self.exit_code}")
             if time.monotonic() > deadline:
                 raise self._failure(f"did not answer at {self.spec.address} in {seconds:g} s")
@@ -142,6 +143,7 @@ class SupervisedProcess:
             started = time.monotonic()
             self.exit_code = await self._process.wait()
             self.pid = None
+            self._exits += 1
             guard.release()
             if self._stopping:
                 return

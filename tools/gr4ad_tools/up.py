@@ -141,7 +141,13 @@ class Suite:
             )
             self.processes[name] = SupervisedProcess(spec, self._on_exit)
             await self.processes[name].start()
-        await asyncio.gather(*(process.wait_live(START_SECONDS) for process in self.processes.values()))
+        waits = [asyncio.ensure_future(process.wait_live(START_SECONDS)) for process in self.processes.values()]
+        try:
+            await asyncio.gather(*waits)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
 
     async def _stop(self) -> None:
         for process in self.processes.values():

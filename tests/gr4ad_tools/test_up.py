@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import psycopg
+import pytest
+from gr4ad_runtime.errors import FailedPreconditionError, InvalidArgumentError
+from gr4ad_tools.supervisor import is_live, is_ready
+from gr4ad_tools.up import DEFAULT_PORTS, Suite
+
+from tests.gr4ad_tools.test_embedded_postgres import is_running, wait_until
+
+ROOT = Path(__file__).parents[2]
+SAMPLE = [sys.executable, str(ROOT / "tests" / "gr4ad_runtime" / "sample_service.py")]
+ENV = {"PYTHONPATH": str(ROOT)}
+
+
+async def test_services_and_database_run_until_the_end(tmp_path: Path) -> None:
+    commands = {"ad_generator": SAMPLE, "sid_assigner": [*SAMPLE, "unready"]}
+    suite = Suite(tmp_path, commands=commands, env=ENV, durable=False)
+    async with suite:
+        assert set(suite.addresses) == set(commands)
+        assert await is_ready(suite.addresses["ad_generator"])
+        assert await is_live(suite.addresses["sid_assigner"])
+        assert not await is_ready(suite.addresses["sid_assigner"])
+        with pytest.raises(TimeoutError):
+            await suite.wait_ready("sid_assigner", 0.3)
+        with psycopg.connect(suite.database_url.replace("+psycopg", "")) as connection:
+            assert connection.execute("SELECT current_database()").fetchone() == ("gr4ad",)
+        suite.kill("ad_generator")
+        async with asyncio.timeout(30.0):
+            while suite.restarts["ad_generator"] == 0:
+                await asyncio.sleep(0.05)
+        await suite.wait_ready("ad_generator", 30.0)
+        assert suite.restarts == {"ad_generator": 1, "sid_assigner": 0}
+    assert not await is_live(suite.addresses["ad_generator"])
+    assert (tmp_path / "logs" / "sid_assigner.log").exists()
+    with pytest.raises(psycopg.OperationalError):
+        psycopg.connect(suite.database_url.replace("+psycopg", ""))
+
+
+async def test_every_service_is_told_where_the_others_are(tmp_path: Path) -> None:
+    show = [sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"]
+    suite = Suite(
+        tmp_path,
+        database_url="postgresql+psycopg://u@h/d",
+        otlp_endpoint="http://127.0.0.1:4317",
+        ports=DEFAULT_PORTS,
+        env={"GR4AD_LOG_LEVEL": "DEBUG"},
+        service_env={"rspo_trainer": {"OMP_NUM_THREADS": "7"}},
+        commands=dict.fromkeys(DEFAULT_PORTS, show),
+    )
+    environment = suite._environment("rspo_trainer")
+    assert environment["GR4AD_PORT"] == "50054"
+    assert environment["GR4AD_DATABASE_URL"] == "postgresql+psycopg://u@h/d"
+    assert environment["GR4AD_ARTIFACT_STORE"] == str(tmp_path / "artifacts")
+    assert environment["GR4AD_OTLP_ENDPOINT"] == "http://127.0.0.1:4317"
+    assert environment["GR4AD_SID_ASSIGNER_ADDRESS"] == "127.0.0.1:50051"
+    assert environment["GR4AD_AD_GENERATOR_ADDRESS"] == "127.0.0.1:50052"
+    assert environment["GR4AD_REWARD_LOGGER_ADDRESS"] == "127.0.0.1:50053"
+    assert environment["GR4AD_RSPO_TRAINER_ADDRESS"] == "127.0.0.1:50054"
+    assert environment["GR4AD_LOG_LEVEL"] == "DEBUG"
+    assert environment["OMP_NUM_THREADS"] == "7"
+    assert suite._environment("sid_assigner")["OMP_NUM_THREADS"] == "1"
+
+
+async def test_a_service_that_does_not_start_ends_the_start(tmp_path: Path) -> None:
+    commands = {"ad_generator": SAMPLE, "sid_assigner": [*SAMPLE, "unavailable"]}
+    suite = Suite(tmp_path, database_url="postgresql+psycopg://u@h/d", commands=commands, env=ENV)
+    with pytest.raises(FailedPreconditionError, match="^sid_assigner: ended with exit code 1: .*start it"):
+        async with suite:
+            pass
+    assert all(process.pid is None for process in suite.processes.values())
+
+
+def test_unknown_services_are_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="^service: generator: choose one of ad_generator"):
+        Suite(tmp_path, service_env={"generator": {}})
+
+
+def up_process(tmp_path: Path) -> subprocess.Popen[str]:
+    """Run the command as a user does, over sample services."""
+    script = dedent(f"""
+        import typer
+        from gr4ad_tools import up
+        suite = up.Suite
+        commands = {{name: {SAMPLE!r} for name in ("ad_generator", "sid_assigner")}}
+        up.Suite = lambda *a, **k: suite(*a, **k, commands=commands, env={ENV!r}, durable=False)
+        app = typer.Typer()
+        app.command()(up.up)
+        app()
+    """)
+    return subprocess.Popen(
+        [sys.executable, "-c", script, "--workdir", str(tmp_path / "up"), "--free-ports"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "COLUMNS": "400"},
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_command_prints_addresses_and_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
+    running = up_process(tmp_path)
+    assert running.stdout is not None
+    said = ""
+    for line in running.stdout:
+        said += line
+        if "Ctrl-C" in line:
+            break
+    pids = [int(pid) for pid in re.findall(r"127\.0\.0\.1:\d+ *│ *(\d+)", said)]
+    pids.append(int((tmp_path / "up" / "postgres" / "postmaster.pid").read_text().split()[0]))
+    assert len(pids) == 3, said
+    assert all(is_running(pid) for pid in pids)
+    os.killpg(running.pid, number)  # as a terminal does: to the whole foreground group
+    rest, _ = running.communicate(timeout=30.0)
+    if number is not signal.SIGKILL:
+        assert running.returncode == 0, said + rest
+        assert "Stopped." in rest
+        assert not any(is_running(pid) for pid in pids)
+        log = (tmp_path / "up" / "logs" / "ad_generator.log").read_text()
+        assert '"stopped"' in log
+    for pid in pids:
+        wait_until(lambda pid=pid: not is_running(pid), f"the end of {pid}")
