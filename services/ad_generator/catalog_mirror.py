@@ -112,9 +112,10 @@ class CatalogMirror:
             except ValueError as error:
                 self._fail(str(error))
             except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.OUT_OF_RANGE:
-                    self._fail(f"{error.code().name}: {error.details()}")
-                self._cursor = 0  # out of range: not the store that the cursor came from
+                self._cursor = 0
+                if error.code() is grpc.StatusCode.OUT_OF_RANGE:
+                    continue  # not the store that the cursor came from
+                self._fail(f"{error.code().name}: {error.details()}")
             await asyncio.sleep(AFTER_FAILURE_S)
 
     def _read(self) -> AsyncIterable[sid_pb2.ReadCatalogResponse]:

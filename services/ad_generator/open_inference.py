@@ -77,6 +77,11 @@ def to_message(request: InferRequest) -> generation_pb2.GenerateAdsRequest:
             raise InvalidArgumentError(
                 f"inputs.{one}", f"{len(tensors[one])} values", f"give as many as {other} has, one for each"
             )
+    behaviors = tensors[BEHAVIORS].tolist()
+    if any(not 0 <= behavior <= type_pb2.BEHAVIOR_CONVERSION for behavior in behaviors):
+        raise InvalidArgumentError(
+            f"inputs.{BEHAVIORS}", behaviors, "give 1 (impression), 2 (click) or 3 (conversion) for each event"
+        )
     ad_ids = _texts(tensors, AD_IDS)
     times = tensors.get(EVENT_TIMES, np.full(len(ad_ids), np.nan)).tolist()
     count = int(tensors[CANDIDATE_COUNT][0])
@@ -88,7 +93,7 @@ def to_message(request: InferRequest) -> generation_pb2.GenerateAdsRequest:
         user_id=_texts(tensors, USER_ID)[0] if USER_ID in tensors else "",
         history=[
             type_pb2.HistoryEvent(ad_id=ad_id, behavior=behavior, event_time=_timestamp(time, EVENT_TIMES))
-            for ad_id, behavior, time in zip(ad_ids, tensors[BEHAVIORS].tolist(), times, strict=True)
+            for ad_id, behavior, time in zip(ad_ids, behaviors, times, strict=True)
         ],
         features=dict(zip(_texts(tensors, FEATURE_NAMES), _texts(tensors, FEATURE_VALUES), strict=True)),
         cold_start=bool(tensors[COLD_START][0]) if COLD_START in tensors else False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,18 +100,12 @@ class Suite:
         """Wait until a policy answers."""
         await self.reaches(lambda status: status.policy.policy_id == policy_id, f"{policy_id} serves")
 
-    async def reaches(self, condition: Any, what: str) -> None:
+    async def reaches(self, condition: Callable[[generation_pb2.GetEngineStatusResponse], bool], what: str) -> None:
         """Wait until the status meets a condition."""
-        last: list[Any] = [await self.status()]
-
-        async def poll() -> None:
-            last[0] = await self.status()
-
-        for _ in range(1000):
-            if condition(last[0]):
-                return
-            await poll()
-        raise AssertionError(f"not reached: {what}: {last[0]}")
+        deadline = asyncio.get_running_loop().time() + 15.0
+        while not condition(status := await self.status()):
+            assert asyncio.get_running_loop().time() < deadline, f"not reached: {what}: {status}"
+            await asyncio.sleep(0.01)
 
     async def drain(self) -> None:
         """Stop the generator as a SIGTERM would."""

@@ -1,0 +1,143 @@
+"""The batcher: grouping, limits, deadlines, failures."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+from ad_generator.batcher import Batcher
+from gr4ad_runtime.errors import DeadlineExceededError, ResourceExhaustedError
+
+
+class Worker:
+    """Squares numbers; can be held up, and remembers its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.threads: set[str] = set()
+        self.free = threading.Event()
+        self.free.set()
+
+    def compute(self, numbers: Sequence[int]) -> list[int]:
+        self.threads.add(threading.current_thread().name)
+        self.batches.append(list(numbers))
+        self.free.wait(5)
+        if -1 in numbers:
+            raise RuntimeError("out of memory")
+        return [number * number for number in numbers]
+
+
+@asynccontextmanager
+async def running(
+    compute: Callable[[Sequence[int]], list[int]], max_size: int = 4, queue_limit: int = 8, max_wait_s: float = 0.001
+) -> AsyncIterator[Batcher[int, int]]:
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
+    batcher = Batcher[int, int](compute, executor, max_size=max_size, max_wait_s=max_wait_s, queue_limit=queue_limit)
+    task = asyncio.create_task(batcher.run())
+    try:
+        yield batcher
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        executor.shutdown()
+
+
+def soon() -> float:
+    return time.monotonic() + 5.0
+
+
+async def test_each_caller_gets_its_own_result() -> None:
+    worker = Worker()
+    async with running(worker.compute) as batcher:
+        results = await asyncio.gather(*(batcher.submit(number, soon()) for number in range(8)))
+    assert [batched.result for batched in results] == [number * number for number in range(8)]
+    assert worker.batches == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert worker.threads == {"worker_0"}
+    assert {batched.batch_size for batched in results} == {4}
+    assert all(b.enqueued_ns <= b.started_ns <= b.finished_ns for b in results)
+
+
+async def test_what_arrives_during_a_batch_goes_together_in_the_next() -> None:
+    worker = Worker()
+    worker.free.clear()
+    async with running(worker.compute) as batcher:
+        first = asyncio.create_task(batcher.submit(1, soon()))
+        while not worker.batches:
+            await asyncio.sleep(0.001)
+        others = [asyncio.create_task(batcher.submit(number, soon())) for number in (2, 3)]
+        await asyncio.sleep(0.01)
+        assert batcher.waiting == 2
+        worker.free.set()
+        await asyncio.gather(first, *others)
+    assert worker.batches == [[1], [2, 3]]
+
+
+async def test_a_full_queue_refuses_with_a_remedy() -> None:
+    worker = Worker()
+    worker.free.clear()
+    async with running(worker.compute, max_size=1, queue_limit=2) as batcher:
+        tasks = [asyncio.create_task(batcher.submit(0, soon()))]
+        while not worker.batches:
+            await asyncio.sleep(0.001)
+        tasks += [asyncio.create_task(batcher.submit(number, soon())) for number in (1, 2)]
+        await asyncio.sleep(0)
+        with pytest.raises(ResourceExhaustedError, match="2 requests waiting: retry after a back-off"):
+            await batcher.submit(3, soon())
+        worker.free.set()
+        assert [batched.result for batched in await asyncio.gather(*tasks)] == [0, 1, 4]
+
+
+async def test_what_is_late_is_answered_and_not_computed() -> None:
+    worker = Worker()
+    worker.free.clear()
+    async with running(worker.compute) as batcher:
+        first = asyncio.create_task(batcher.submit(0, soon()))
+        while not worker.batches:
+            await asyncio.sleep(0.001)
+        late = asyncio.create_task(batcher.submit(1, time.monotonic() + 0.02))
+        in_time = asyncio.create_task(batcher.submit(2, soon()))
+        await asyncio.sleep(0.05)
+        worker.free.set()
+        with pytest.raises(DeadlineExceededError, match="latency_budget_us"):
+            await late
+        await asyncio.gather(first, in_time)
+    assert worker.batches == [[0], [2]]
+
+
+async def test_a_caller_that_has_gone_is_not_computed() -> None:
+    worker = Worker()
+    worker.free.clear()
+    async with running(worker.compute) as batcher:
+        first = asyncio.create_task(batcher.submit(0, soon()))
+        while not worker.batches:
+            await asyncio.sleep(0.001)
+        gone = asyncio.create_task(batcher.submit(1, soon()))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        worker.free.set()
+        await first
+        assert (await batcher.submit(2, soon())).result == 4
+    assert worker.batches == [[0], [2]]
+
+
+async def test_a_failed_batch_fails_its_callers_only() -> None:
+    worker = Worker()
+    async with running(worker.compute, max_size=2) as batcher:
+        results = await asyncio.gather(
+            *(batcher.submit(number, soon()) for number in (-1, 1, 2, 3)), return_exceptions=True
+        )
+    assert [isinstance(result, RuntimeError) for result in results] == [True, True, False, False]
+
+
+async def test_a_lone_request_does_not_wait_long() -> None:
+    worker = Worker()
+    async with running(worker.compute, max_size=100, max_wait_s=0.02) as batcher:
+        begin = time.monotonic()
+        await batcher.submit(1, soon())
+        assert time.monotonic() - begin < 1.0
