@@ -16,6 +16,7 @@ from gr4ad_tools.simulate.fatigue import Fatigue
 from gr4ad_tools.simulate.scenarios import CONVERSION_TYPES, DAY_S, MarketConfig
 from gr4ad_tools.simulate.traffic import day_of, hour_of
 from gr4ad_tools.simulate.users import Users
+from gr4ad_tools.simulate.vocabulary import DEPARTMENT_SIZE
 
 FloatArray = NDArray[np.float64]
 Float32Array = NDArray[np.float32]
@@ -73,6 +74,7 @@ class Behaviour:
         creatives, creative_N = ads.creatives, ads.creative_N
         self._topics_N2 = creatives.topics_C2[creative_N]
         self._topic_weights_N2 = creatives.topic_weights_C2[creative_N]
+        self._department_N = self._topics_N2[:, 0] // DEPARTMENT_SIZE
         self._style_NY = creatives.style_CY[creative_N]
         self._price_rank_N = creatives.price_rank_C[creative_N].astype(np.float32)
         self._quality_N = creatives.quality_C[creative_N].astype(np.float32)
@@ -88,6 +90,16 @@ class Behaviour:
     def examination(self, slots: IntArray) -> Float32Array:
         """Return the probability that slots, from 0, are looked at: (1 + slot)^−decay."""
         return np.asarray(np.power(1.0 + slots, -self._config.examination_decay), dtype=np.float32)
+
+    def price_appeal(self, users_R: IntArray, ads_RL: IntArray) -> Float32Array:
+        """Return how near prices are to the users' ideals, [R, L], 0 to 1.
+
+        The ideal differs by department and is narrow: as a matrix over users and ads, this has a rank far beyond the
+        dimension of a two-tower model, so that no dot product fits it.
+        """
+        ideal_RL = self._users.ideal_price_UP[users_R[:, None], self._department_N[ads_RL]].astype(np.float32)
+        distance_RL = (self._price_rank_N[ads_RL] - ideal_RL) / np.float32(self._config.price_width)
+        return np.asarray(np.exp(-0.5 * np.square(distance_RL)))
 
     def probabilities(
         self, users_R: IntArray, ads_RL: IntArray, times_R: FloatArray, slots_L: IntArray
@@ -149,8 +161,7 @@ class Behaviour:
         match_RL = wants_RK[rows_R1, self._topics_N2[ads_RL, 0]] * self._topic_weights_N2[ads_RL, 0]
         match_RL += wants_RK[rows_R1, self._topics_N2[ads_RL, 1]] * self._topic_weights_N2[ads_RL, 1]
         style_RL = np.einsum("rly,ry->rl", self._style_NY[ads_RL], users.taste_UY[users_R])
-        ideal_R1 = users.ideal_price_U[users_R].astype(np.float32)[:, None]
-        price_RL = np.exp(-0.5 * np.square((self._price_rank_N[ads_RL] - ideal_R1) / np.float32(config.price_width)))
+        price_RL = self.price_appeal(users_R, ads_RL)
         hour_R1 = hour_of(times_R).astype(np.float32)[:, None]
         hour_RL = np.cos((hour_R1 - self._favoured_N[ads_RL]) * np.float32(2.0 * np.pi / 24.0))
         quality_RL = self._quality_N[ads_RL]

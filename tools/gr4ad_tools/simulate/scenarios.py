@@ -86,7 +86,7 @@ class MarketConfig:
     intent_stay: float = 0.85
     intent_related: float = 0.1
     intent_share: float = 0.65
-    topic_effect: float = 7.0
+    topic_effect: float = 6.0
     style_effect: float = 2.0
     price_effect: float = 2.0
     price_width: float = 0.07
@@ -97,13 +97,13 @@ class MarketConfig:
     fatigue_days: float = 6.0
     click_exposures: float = 2000.0
     conversion_exposures: float = 5000.0
-    ctr: float = 0.045
+    ctr: float = 0.05
     cvr: tuple[tuple[str, float], ...] = (("install", 0.08), ("purchase", 0.025), ("lead", 0.05), ("follow", 0.09))
     examination_decay: float = 0.5
     exploration: float = 0.08
     policy_popularity: float = 0.6
-    policy_bid: float = 0.35
-    policy_affinity: float = 8.0
+    policy_bid: float = 0.7
+    policy_affinity: float = 10.0
     policy_noise: float = 0.2
     budget_share: float = 2.5
     skipped_impression_rate: float = 0.015

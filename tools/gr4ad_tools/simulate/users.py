@@ -1,7 +1,8 @@
 """The demand side: what users are interested in, day by day, and what they are like.
 
 Everything that changes is drawn ahead for the days of the log and after it, so that the truth at any time is a plain
-look-up. Shapes: U users, D days, K topics, M interests, Y styles, V conversion types.
+look-up. Shapes: U users, D days, K topics, M interests, P departments, Y styles, V conversion
+types.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr4ad_tools.simulate.scenarios import CONVERSION_TYPES, MarketConfig
-from gr4ad_tools.simulate.vocabulary import STYLES, TOPICS, related_topics
+from gr4ad_tools.simulate.vocabulary import DEPARTMENT_SIZE, STYLES, TOPICS, related_topics
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -35,7 +36,7 @@ class Users:
         weights_UDM: Their weights, summing to 1.
         intent_UD: Topic that the sessions of a day are about.
         taste_UY: Unit vectors over the styles.
-        ideal_price_U: Ideal price rank, 0 to 1.
+        ideal_price_UP: Ideal price rank in each department, 0 to 1.
         price_sensitivity_U: Conversion log-odds lost per standard deviation of the price.
         propensity_UV: Conversion log-odds by conversion type.
         activity_U: Sessions per day.
@@ -48,7 +49,7 @@ class Users:
     weights_UDM: NDArray[np.float32]
     intent_UD: NDArray[np.int16]
     taste_UY: NDArray[np.float32]
-    ideal_price_U: FloatArray
+    ideal_price_UP: FloatArray
     price_sensitivity_U: FloatArray
     propensity_UV: FloatArray
     activity_U: FloatArray
@@ -81,7 +82,7 @@ def make_users(config: MarketConfig, rng: np.random.Generator) -> Users:
         weights_UDM=weights_UDM,
         intent_UD=_intents(config, interests_UDM, weights_UDM, rng),
         taste_UY=taste_UY.astype(np.float32),
-        ideal_price_U=rng.random(n),
+        ideal_price_UP=rng.random((n, len(TOPICS) // DEPARTMENT_SIZE)),
         price_sensitivity_U=rng.gamma(2.0, 0.25, n),
         propensity_UV=rng.normal(0.0, 0.6, (n, len(CONVERSION_TYPES))),
         activity_U=activity_U / activity_U.mean() * config.sessions_per_day,
