@@ -255,6 +255,8 @@ def load_codebook(folder: Path | str) -> Codebook:
         centroids_VD = arrays.get(f"level{depth}", np.empty(0))
         if centroids_VD.shape != (size, dim):
             raise CodebookFileError(path, f"level{depth} of shape {(size, dim)}", f"{centroids_VD.shape}", REFIT)
+        if not np.isfinite(centroids_VD).all():
+            raise CodebookFileError(path, f"finite numbers in level{depth}", "NaN or infinity", REFIT)
         levels.append(np.ascontiguousarray(centroids_VD, dtype=np.float32))
     parts = {name.removeprefix("encoder."): array for name, array in arrays.items() if name.startswith("encoder.")}
     try:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,6 @@ from numpy.typing import NDArray
 ARRAYS_FILE = "codebook.npz"
 MANIFEST_FILE = "manifest.json"
 FORMAT_VERSION = 1
-FIELDS: dict[str, type] = {
-    "codebook_id": str,
-    "level_sizes": list,
-    "embedding_dim": int,
-    "sha256": str,
-    "format_version": int,
-}
-
 REFIT = "publish the codebook anew, or fit another"
 
 
@@ -87,7 +79,27 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         found = f"format_version {manifest.get('format_version')!r}"
         remedy = "read it with the release that wrote it, or fit the codebook anew"
         raise CodebookFileError(str(path), f"format_version {FORMAT_VERSION}", found, remedy)
-    for field, kind in FIELDS.items():
-        if not isinstance(manifest.get(field), kind):
-            raise CodebookFileError(str(path), f"{field} of type {kind.__name__}", repr(manifest.get(field)), REFIT)
+    for field, (meaning, holds) in FIELDS.items():
+        if not holds(manifest.get(field)):
+            raise CodebookFileError(str(path), f"{field} as {meaning}", repr(manifest.get(field)), REFIT)
     return manifest
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _are_sizes(value: object) -> bool:
+    return isinstance(value, list) and len(value) >= 2 and all(map(_is_size, value))
+
+
+FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
+    "codebook_id": ("a name", _is_text),
+    "level_sizes": ("two or more positive sizes", _are_sizes),
+    "embedding_dim": ("a positive number", _is_size),
+    "sha256": ("a hash in hex", _is_text),
+}

@@ -66,7 +66,8 @@ class TextEncoder:
         weights_NF = _tf_idf(counts_NH, columns, idf)
         right_FD, singular_D = _leading_directions(weights_NF, dim, rng)
         # x @ V has coordinates of size σ; the exponent sets how much of that spread stays.
-        scale_D = np.where(singular_D > 1e-6 * max(singular_D[0], 1e-30), singular_D, np.inf) ** (SPECTRUM_POWER - 1)
+        used_D = singular_D > 1e-6 * singular_D.max(initial=0)
+        scale_D = np.where(used_D, singular_D, np.inf) ** (SPECTRUM_POWER - 1)
         projection = np.zeros((len(columns), dim), dtype=np.float32)
         projection[:, : len(singular_D)] = right_FD * scale_D
         return cls(columns, idf, projection)

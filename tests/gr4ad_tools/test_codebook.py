@@ -1,0 +1,140 @@
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import grpc
+import pytest
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_core.learning.data_folder import DataFolderError, read_items
+from gr4ad_core.sid.codebook import load_codebook
+from gr4ad_runtime.errors import AlreadyExistsError
+from gr4ad_tools import codebook
+from typer.testing import CliRunner
+
+ITEMS = [
+    {"item_id": f"{colour}-{thing}", "title": f"{colour} {thing}", "brand": "acme", "categories": ["Shop", thing]}
+    for colour in ("red", "blue", "green", "grey")
+    for thing in ("shoe", "hat", "scarf", "glove", "sock")
+]
+
+
+def write_items(folder: Path, items: list[dict]) -> Path:
+    folder.mkdir()
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    return folder
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return write_items(tmp_path / "data", ITEMS)
+
+
+def test_publishes_what_was_fitted_and_repeats_it_exactly(data_dir: Path, artifact_store_url: str) -> None:
+    steps: list[tuple[str, float]] = []
+    for _ in range(2):  # the second time would be refused if a byte differed
+        found = codebook.fit_codebook_from_folder(
+            data_dir, artifact_store_url, "spring", 3, progress=lambda step, share: steps.append((step, share))
+        )
+        assert found == "spring"
+    assert [step for step, _ in steps[:5]] == ["read", "encode", "cluster", "publish", "publish"]
+    assert steps[4] == ("publish", 1.0)
+
+    fitted = load_codebook(Path(artifact_store_url) / "codebooks" / "spring")
+    assert fitted.codebook_id == "spring"
+    assert fitted.level_sizes == (128, 64, 64)
+    vectors = fitted.encode_ads([codebook.content_of(item) for item in read_items(data_dir)])
+    assert len({tuple(prefix) for prefix in fitted.quantise(vectors).tolist()}) == len(ITEMS)
+
+
+def test_refuses_an_id_that_holds_another_codebook(data_dir: Path, artifact_store_url: str) -> None:
+    codebook.fit_codebook_from_folder(data_dir, artifact_store_url, "spring", 0, (8, 4, 8))
+    with pytest.raises(AlreadyExistsError, match="spring.*published with other content"):
+        codebook.fit_codebook_from_folder(data_dir, artifact_store_url, "spring", 0, (4, 4, 8))
+
+
+@pytest.mark.parametrize("codebook_id", ["", "../up", ".hidden", "a/b", "x" * 129])
+def test_refuses_an_id_that_the_contract_would_refuse(
+    data_dir: Path, artifact_store_url: str, codebook_id: str
+) -> None:
+    with pytest.raises(ValueError, match="codebook_id: .*: use 1 to 128 letters"):
+        codebook.fit_codebook_from_folder(data_dir, artifact_store_url, codebook_id, 0)
+
+
+def test_bad_data_publishes_nothing(tmp_path: Path, artifact_store_url: str) -> None:
+    folder = write_items(tmp_path / "data", [*ITEMS, ITEMS[0]])
+    with pytest.raises(DataFolderError, match="red-shoe"):
+        codebook.fit_codebook_from_folder(folder, artifact_store_url, "spring", 0)
+    assert list(Path(artifact_store_url).iterdir()) == []
+
+
+def test_command_fits_and_says_where(data_dir: Path, artifact_store_url: str) -> None:
+    command = ["fit", str(data_dir), "--artifacts", artifact_store_url, "--id", "c1", "--level-sizes", "8,4,16"]
+    result = CliRunner().invoke(codebook.app, command)
+    assert result.exit_code == 0, result.output
+    assert "published codebooks/c1" in result.output
+    assert load_codebook(Path(artifact_store_url) / "codebooks" / "c1").level_sizes == (8, 4, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--level-sizes", "8,x"], "level_sizes: 8,x: give whole numbers"),
+        (["--level-sizes", "8"], "two or more levels"),
+        (["--id", "a/b"], "codebook_id: 'a/b': use 1 to 128 letters"),
+    ],
+)
+def test_command_names_field_value_and_remedy(
+    data_dir: Path, artifact_store_url: str, options: list[str], message: str
+) -> None:
+    result = CliRunner().invoke(codebook.app, ["fit", str(data_dir), "--artifacts", artifact_store_url, *options])
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+class SidStandIn(sid_pb2_grpc.SidServiceServicer):
+    """Knows two codebooks, of which one was activated."""
+
+    def __init__(self) -> None:
+        self.active = "old"
+
+    async def ActivateCodebook(
+        self, request: sid_pb2.ActivateCodebookRequest, context: grpc.aio.ServicerContext
+    ) -> sid_pb2.ActivateCodebookResponse:
+        if request.codebook_id not in ("old", "new"):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"codebook_id: {request.codebook_id}: publish it first")
+        self.active = request.codebook_id
+        return sid_pb2.ActivateCodebookResponse(codebook=self._codebook(request.codebook_id))
+
+    async def ListCodebooks(
+        self, request: sid_pb2.ListCodebooksRequest, context: grpc.aio.ServicerContext
+    ) -> sid_pb2.ListCodebooksResponse:
+        return sid_pb2.ListCodebooksResponse(codebooks=[self._codebook("new"), self._codebook("old")])
+
+    def _codebook(self, codebook_id: str) -> sid_pb2.Codebook:
+        state = sid_pb2.CODEBOOK_STATE_ACTIVE if codebook_id == self.active else sid_pb2.CODEBOOK_STATE_STANDBY
+        return sid_pb2.Codebook(codebook_id=codebook_id, level_sizes=[8, 4, 16], embedding_dim=128, state=state)
+
+
+@pytest.fixture
+async def sid_assigner() -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    sid_pb2_grpc.add_SidServiceServicer_to_server(SidStandIn(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_activates_and_lists(sid_assigner: str) -> None:
+    activated = await codebook.activate_codebook(sid_assigner, "new")
+    assert (activated.codebook_id, activated.state) == ("new", sid_pb2.CODEBOOK_STATE_ACTIVE)
+    listed = await codebook.list_codebooks(sid_assigner)
+    assert [(found.codebook_id, found.state) for found in listed] == [
+        ("new", sid_pb2.CODEBOOK_STATE_ACTIVE),
+        ("old", sid_pb2.CODEBOOK_STATE_STANDBY),
+    ]
+
+
+async def test_an_unknown_codebook_is_the_service_s_to_refuse(sid_assigner: str) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="codebook_id: lost: publish it first"):
+        await codebook.activate_codebook(sid_assigner, "lost")
