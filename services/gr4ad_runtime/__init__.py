@@ -1,0 +1,1 @@
+"""The plumbing of every service: settings, logs, traces, errors, channels, the server, the database, artifacts."""

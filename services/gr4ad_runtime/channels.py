@@ -101,7 +101,8 @@ async def reconnect(
     attempt = 0
     while True:
         reason = "ended by the server"
-        messages = aiter(open_stream())
+        stream = open_stream()
+        messages = aiter(stream)
         try:
             while True:
                 message = await asyncio.wait_for(anext(messages), silence_s)
@@ -116,7 +117,8 @@ async def reconnect(
                 raise
             reason = f"{error.code().name}: {error.details()}"
         finally:
-            cancel = getattr(messages, "cancel", None)
+            # A call that is dropped half-way would otherwise go on until it is collected.
+            cancel = getattr(stream, "cancel", None)
             if cancel is not None:
                 cancel()
         wait_s = min(longest_wait_s, first_wait_s * 2.0**attempt) * random.uniform(0.5, 1.0)
