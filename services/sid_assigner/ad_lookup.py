@@ -6,19 +6,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from gr4ad_runtime.errors import InvalidArgumentError, NotFoundError
-from sqlalchemy import Select, select
+from sqlalchemy import ARRAY, Select, any_, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sid_assigner.ads import AdSid
 from sid_assigner.codebook_registry import RegisteredCodebook
-from sid_assigner.models import AdRow, AdSidRow
+from sid_assigner.models import AdRow, AdSidRow, Identifier
 
 Row = tuple[Any, ...]
 
 
 def by_ads(codebook_id: str, ad_ids: Sequence[str]) -> Select[Row]:
     """Select these ads with their SIDs under a codebook."""
-    return _ad_sids(codebook_id).where(AdRow.ad_id.in_(ad_ids))
+    return _ad_sids(codebook_id).where(AdRow.ad_id == any_(literal(list(ad_ids), ARRAY(Identifier))))
 
 
 def by_sid(codebook_id: str, codes: Sequence[int]) -> Select[Row]:

@@ -55,6 +55,12 @@ async def update_ad(
             .values(bid_micros=new_bid, state=new_state, update_time=now)
             .execution_options(synchronize_session=False)
         )
-        change = Change(ad_id, new_state, new_bid, ad.advertiser_id, ad.conversion_type)
+        change = Change(
+            ad_id=ad_id,
+            state=new_state,
+            bid_micros=new_bid,
+            advertiser_id=ad.advertiser_id,
+            conversion_type=ad.conversion_type,
+        )
         cursor = await append_changes(session, [change], traceparent=traceparent, change_time=now)
         return UpdatedAd(replace(ad, bid_micros=new_bid, state=new_state, update_time=now), cursor)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 ACTIVE = "active"
 PAUSED = "paused"
+ACCOUNT_LENGTH = 128  # the contract's limit; a brand may be longer
 DEFAULT_AD_TYPE = "product"
 DEFAULT_CONVERSION_TYPE = "purchase"
 
@@ -70,7 +71,7 @@ def make_ad(
             brand=brand,
             categories=tuple(categories),
             description=description,
-            advertiser_id=advertiser_id or brand or ad_id,
+            advertiser_id=advertiser_id or brand[:ACCOUNT_LENGTH] or ad_id,
             ad_type=ad_type or DEFAULT_AD_TYPE,
         ),
         conversion_type=conversion_type or DEFAULT_CONVERSION_TYPE,

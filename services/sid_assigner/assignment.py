@@ -11,24 +11,24 @@ import numpy as np
 from gr4ad_core.sid.codebook import Codebook, CodebookFullError
 from gr4ad_runtime.errors import ResourceExhaustedError
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, Integer, Text, bindparam, column, func, select
+from sqlalchemy import ARRAY, JSON, Integer, bindparam, column, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sid_assigner.ads import Ad
 from sid_assigner.models import AdSidRow
 
-# Writers of ads share this advisory lock of the database. One that met another's SID holds it alone the next time, and
-# so does the activation of a codebook.
+# One transaction at a time assigns SIDs: two that looked for free ones beside each other would often take the same.
 ASSIGNMENT_LOCK = 0x67723461645F7369
 
 T = TypeVar("T")
 Prefix = tuple[int, ...]
 
 
-async def lock_assignment(session: AsyncSession, *, alone: bool) -> None:
-    """Hold the right to assign SIDs to the end of the transaction; `alone` keeps every other writer of ads out."""
-    lock = func.pg_advisory_xact_lock if alone else func.pg_advisory_xact_lock_shared
-    await session.execute(select(lock(ASSIGNMENT_LOCK)))
+async def lock_assignment(session: AsyncSession) -> None:
+    """Hold the right to assign SIDs to the end of the transaction; wait for it as long as the caller does."""
+    await session.execute(text("SET LOCAL lock_timeout = 0"))
+    await session.execute(text("SET LOCAL statement_timeout = 0"))
+    await session.execute(select(func.pg_advisory_xact_lock(ASSIGNMENT_LOCK)))
 
 
 async def assign_sids(
@@ -68,7 +68,7 @@ class TakenCodes:
         found: dict[Prefix, set[int]] = defaultdict(set)
         wanted = list(prefixes)
         for semantic_codes, business_code in await self._session.execute(
-            TAKEN, {"codebook_id": self._codebook_id, "prefixes": [array_literal(prefix) for prefix in wanted]}
+            TAKEN, {"codebook_id": self._codebook_id, "prefixes": [{"codes": prefix} for prefix in wanted]}
         ):
             found[tuple(semantic_codes)].add(business_code)
         for prefix in wanted:
@@ -82,18 +82,16 @@ class TakenCodes:
         return self._taken[key]
 
 
-# PostgreSQL has no array whose elements are arrays, so the prefixes travel as text.
-_prefix = func.unnest(bindparam("prefixes", type_=ARRAY(Text))).table_valued(column("codes", Text)).alias("prefix")
+_prefix = (
+    func.json_to_recordset(bindparam("prefixes", type_=JSON))
+    .table_valued(column("codes", ARRAY(Integer)), name="prefix")
+    .render_derived(with_types=True)
+)
 TAKEN = (
     select(AdSidRow.semantic_codes, AdSidRow.business_code)
-    .join(_prefix, AdSidRow.semantic_codes == _prefix.c.codes.cast(ARRAY(Integer)))
+    .join(_prefix, AdSidRow.semantic_codes == _prefix.c.codes)
     .where(AdSidRow.codebook_id == bindparam("codebook_id"))
 )
-
-
-def array_literal(codes: Iterable[int]) -> str:
-    """Write codes as PostgreSQL reads an array: `{1,2}`."""
-    return "{" + ",".join(str(int(code)) for code in codes) + "}"
 
 
 async def in_thread(work: Callable[[], T]) -> T:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from gr4ad_runtime.errors import AlreadyExistsError, InvalidArgumentError
-from sqlalchemy import select
+from sqlalchemy import ARRAY, any_, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sid_assigner.ads import Ad
-from sid_assigner.models import AdRow
+from sid_assigner.models import AdRow, Identifier
 
 NUL = "\0"
 
@@ -34,13 +34,18 @@ def check_ads(request_id: str, ads: Sequence[Ad]) -> None:
                 raise InvalidArgumentError(f"ads[{index}].{field}", repr(text), remedy)
 
 
-async def check_new(session: AsyncSession, ads: Sequence[Ad]) -> None:
-    """Check that no ad of a batch exists.
+async def known_ads(session: AsyncSession, ads: Sequence[Ad]) -> set[str]:
+    """Return the ids of the ads that exist."""
+    ad_ids = literal([ad.ad_id for ad in ads], ARRAY(Identifier))
+    return set(await session.scalars(select(AdRow.ad_id).where(AdRow.ad_id == any_(ad_ids))))
+
+
+def check_new(ads: Sequence[Ad], known: Set[str]) -> None:
+    """Check that no ad of a batch is known.
 
     Raises:
-        AlreadyExistsError: One does; names the first by its index.
+        AlreadyExistsError: One is; names the first by its index.
     """
-    known = set(await session.scalars(select(AdRow.ad_id).where(AdRow.ad_id.in_([ad.ad_id for ad in ads]))))
     for index, ad in enumerate(ads):
         if ad.ad_id in known:
             remedy = "the ad exists, leave it out or change it with UpdateAd"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sid_assigner.ad_rows import insert_ads, insert_sids
 from sid_assigner.ads import Ad, AdSid
 from sid_assigner.assignment import assign_sids, in_thread, lock_assignment
-from sid_assigner.batch_check import check_ads, check_new
+from sid_assigner.batch_check import check_ads, check_new, known_ads
 from sid_assigner.catalog_feed import Change, append_changes
 from sid_assigner.codebook_registry import CodebookRegistry, RegisteredCodebook, active_codebook
 from sid_assigner.embeddings import check_vectors, embed
@@ -27,9 +28,10 @@ from sid_assigner.models import AdSidRow, BatchRow, CatalogChangeRow
 
 log = get_logger(__name__)
 
-# The second attempt is alone and so succeeds; more only serve a writer of another version beside this one.
+# Writers wait for each other, so that a collision takes one that knows another lock, such as another release. The
+# constraints hold against it; a fresh look finds what it took.
 ATTEMPTS = 4
-# Unique violation, serialisation failure, deadlock: gone when the transaction is tried anew.
+# Unique violation, serialisation failure, deadlock.
 COLLISIONS = frozenset({"23505", "40001", "40P01"})
 
 
@@ -65,10 +67,12 @@ class _CollisionError(Exception):
 class BatchCreator:
     """Creates ads in batches."""
 
-    def __init__(self, database: Database, registry: CodebookRegistry) -> None:
-        """Write to `database`; SIDs come from the codebooks of `registry`."""
+    def __init__(self, database: Database, registry: CodebookRegistry, *, concurrent_batches: int) -> None:
+        """Write to `database`, `concurrent_batches` at a time; SIDs come from the codebooks of `registry`."""
         self._database = database
         self._registry = registry
+        # Batches that wait for each other's locks hold connections; some must be left for everybody else.
+        self._writing = asyncio.Semaphore(concurrent_batches)
 
     async def create(self, batch: Batch) -> CreatedBatch:
         """Create ads with SIDs under every registered codebook; return those under the active one.
@@ -88,20 +92,20 @@ class BatchCreator:
             repeated = await self._created_before(session, batch)
             if repeated is not None:
                 return repeated
-            await check_new(session, batch.ads)
             registered = await self._registry.list(session)
         vectors = await self._embed(registered, batch.ads, {})
         for attempt in range(ATTEMPTS):
             try:
-                return await self._try_create(batch, vectors, alone=attempt > 0)
+                async with self._writing:
+                    return await self._try_create(batch, vectors)
             except _CollisionError as collision:
                 log.info("batch_collided", request_id=batch.request_id, attempt=attempt, reason=str(collision))
         raise AbortedError("request_id", repr(batch.request_id), "other writers were faster, send the batch again")
 
-    async def _try_create(self, batch: Batch, vectors: dict[str, NDArray[np.float32]], *, alone: bool) -> CreatedBatch:
+    async def _try_create(self, batch: Batch, vectors: dict[str, NDArray[np.float32]]) -> CreatedBatch:
         async with self._database.session() as session:
             try:
-                await lock_assignment(session, alone=alone)
+                await lock_assignment(session)
                 return await self._create(session, batch, vectors)
             except DBAPIError as error:
                 if getattr(error.orig, "sqlstate", None) in COLLISIONS:
@@ -114,7 +118,6 @@ class BatchCreator:
         repeated = await self._created_before(session, batch)
         if repeated is not None:
             return repeated
-        await check_new(session, batch.ads)
         registered = await self._registry.list(session)
         active = active_codebook(registered)
         vectors = await self._embed(registered, batch.ads, vectors)
@@ -126,10 +129,17 @@ class BatchCreator:
         }
         now = datetime.now(UTC)
         await insert_ads(session, batch.ads, now)
-        for codebook_id in sorted(sids):
-            await insert_sids(session, codebook_id, batch.ads, sids[codebook_id])
+        for codebook_id, sids_NT in sids.items():
+            await insert_sids(session, codebook_id, batch.ads, sids_NT)
         changes = [
-            Change(ad.ad_id, ad.state, ad.bid_micros, ad.content.advertiser_id, ad.conversion_type) for ad in batch.ads
+            Change(
+                ad_id=ad.ad_id,
+                state=ad.state,
+                bid_micros=ad.bid_micros,
+                advertiser_id=ad.content.advertiser_id,
+                conversion_type=ad.conversion_type,
+            )
+            for ad in batch.ads
         ]
         last = await append_changes(session, changes, traceparent=batch.traceparent, change_time=now)
         session.add(
@@ -176,9 +186,16 @@ class BatchCreator:
         return vectors
 
     async def _created_before(self, session: AsyncSession, batch: Batch) -> CreatedBatch | None:
-        """Return the first answer to this batch: its changes hold the ads as they were created."""
+        """Return the first answer to this batch: its changes hold the ads as they were created. None for a new batch.
+
+        Raises:
+            AlreadyExistsError: An ad exists, or `request_id` stands for another batch.
+        """
+        # In this order: ads that this very batch has created meanwhile would else look like somebody else's.
+        known = await known_ads(session, batch.ads)
         row = await session.get(BatchRow, batch.request_id)
         if row is None:
+            check_new(batch.ads, known)
             return None
         if row.fingerprint != batch.fingerprint:
             remedy = "this request_id created other ads, send a new one"
@@ -202,6 +219,6 @@ class BatchCreator:
                 create_time=change.change_time,
                 update_time=change.change_time,
             )
-            for change, sid in created.tuples()
+            for change, sid in created
         ]
         return CreatedBatch(ad_sids, row.last_seq)

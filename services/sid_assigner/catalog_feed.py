@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TypedDict
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import JSON, bindparam, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from sid_assigner.models import CatalogChangeRow, FeedHeadRow
+from sid_assigner.models import FeedHeadRow
 
 # Notifications of this channel carry the number of the last change.
 CHANNEL = "sid_catalog"
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """An ad's state after a change."""
+class Change(TypedDict):
+    """An ad's state after a change, as it is stored."""
 
     ad_id: str
     state: str
     bid_micros: int
     advertiser_id: str
     conversion_type: str
+
+
+INSERT_CHANGES = text(
+    """
+    INSERT INTO sid.catalog_change (
+        seq, ad_id, state, bid_micros, advertiser_id, conversion_type, traceparent, change_time
+    )
+    SELECT :before + number, ad_id, state, bid_micros, advertiser_id, conversion_type, :traceparent, :change_time
+    FROM ROWS FROM (json_to_recordset(:rows) AS (
+        ad_id text, state text, bid_micros bigint, advertiser_id text, conversion_type text
+    )) WITH ORDINALITY AS new (ad_id, state, bid_micros, advertiser_id, conversion_type, number)
+    """
+).bindparams(bindparam("rows", type_=JSON))
 
 
 async def append_changes(
@@ -37,21 +48,15 @@ async def append_changes(
     """
     take = update(FeedHeadRow).values(seq=FeedHeadRow.seq + len(changes)).returning(FeedHeadRow.seq)
     last: int = (await session.execute(take)).scalar_one()
-    first = last - len(changes) + 1
-    rows: list[dict[str, Any]] = [
+    await session.execute(
+        INSERT_CHANGES,
         {
-            "seq": first + offset,
-            "ad_id": change.ad_id,
-            "state": change.state,
-            "bid_micros": change.bid_micros,
-            "advertiser_id": change.advertiser_id,
-            "conversion_type": change.conversion_type,
+            "before": last - len(changes),
+            "rows": list(changes),
             "traceparent": traceparent,
             "change_time": change_time,
-        }
-        for offset, change in enumerate(changes)
-    ]
-    await session.execute(insert(CatalogChangeRow.__table__), rows)  # type: ignore[arg-type]  # a Table, declared wider
+        },
+    )
     await session.execute(select(func.pg_notify(CHANNEL, str(last))))
     return last
 

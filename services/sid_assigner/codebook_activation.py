@@ -36,7 +36,7 @@ async def activate_codebook(database: Database, registry: CodebookRegistry, code
     """
     loaded = await registry.fetch(codebook_id)
     async with database.session() as session:
-        await lock_assignment(session, alone=True)
+        await lock_assignment(session)
         before = {entry.codebook_id: entry for entry in await registry.list(session)}.get(codebook_id)
         if before is None:
             await _register(session, codebook_id, loaded)

@@ -110,13 +110,14 @@ class CodebookRegistry:
         if not self._artifacts.exists(name):
             remedy = f"publish it as {name} in the artifact store, `gr4ad codebook fit` does"
             raise NotFoundError("codebook_id", repr(codebook_id), remedy)
-        with tempfile.TemporaryDirectory(prefix="gr4ad-codebook-") as folder:
-            self._artifacts.fetch_folder(name, Path(folder))
+        with tempfile.TemporaryDirectory(prefix="gr4ad-codebook-") as scratch:
+            folder = self._artifacts.fetch_folder(name, Path(scratch) / "codebook")
             try:
-                codebook = load_codebook(Path(folder))
-                sha256 = str(json.loads((Path(folder) / "manifest.json").read_text())["sha256"])
+                codebook = load_codebook(folder)
+                sha256 = str(json.loads((folder / "manifest.json").read_text())["sha256"])
             except CodebookFileError as error:
-                raise DataLossError("codebook_id", f"{codebook_id!r}: {error}", "publish it anew") from error
+                problem = f"{codebook_id!r}: {Path(error.file).name}: found {error.found}"
+                raise DataLossError("codebook_id", problem, f"expected {error.expected}, {error.remedy}") from error
         if codebook.codebook_id != codebook_id:
             problem = f"{name} holds codebook {codebook.codebook_id!r}"
             raise DataLossError("codebook_id", problem, "publish the codebook under its own name")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gr4ad_runtime.db import Database
-from gr4ad_runtime.errors import OutOfRangeError, UnavailableError
+from gr4ad_runtime.errors import OutOfRangeError
 from sqlalchemy import Select, select
 
 from sid_assigner.ads import CatalogEntry
@@ -48,7 +48,8 @@ class FeedReader:
         self._watch = watch
         self._chunk = chunk
         self._heartbeat_seconds = heartbeat_seconds
-        # A snapshot holds a connection for as long as its reader takes; the others must be left for everybody else.
+        # A snapshot holds a connection for as long as its reader takes, at the longest until the server ends a
+        # transaction that idles. The other connections are left for everybody else.
         self._snapshots = asyncio.Semaphore(concurrent_snapshots)
 
     async def read(self, codebook_id: str, cursor: int, *, until_current: bool) -> AsyncGenerator[CatalogPart, None]:
@@ -66,7 +67,6 @@ class FeedReader:
             NotFoundError: The codebook is not registered.
             FailedPreconditionError: None is active.
             OutOfRangeError: The cursor lies behind the end of the feed.
-            UnavailableError: The server drains.
         """
         async with self._database.session() as session:
             codebook = await self._registry.find(session, codebook_id)
@@ -85,25 +85,18 @@ class FeedReader:
         while not (until_current and cursor >= end):
             part = await self._changes(codebook, cursor)
             cursor = part.cursor
-            if part.entries:
+            if part.entries or not await self._watch.wait_beyond(cursor, self._heartbeat_seconds):
                 yield part
-            elif not await self._watch.wait_beyond(cursor, self._heartbeat_seconds):
-                self._check_open()
-                yield part
-            self._check_open()
 
     async def _snapshot(self, codebook: RegisteredCodebook) -> AsyncGenerator[CatalogPart, None]:
         while not await self._enter_snapshot():
-            self._check_open()
             yield CatalogPart(codebook.codebook_id, (), 0, False)
         try:
-            async with self._database.session() as session:
-                # One moment for both: the end of the feed, and the state that the changes up to it led to.
-                await session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+            # One moment for both: the end of the feed, and the state that the changes up to it led to.
+            async with self._database.session(isolation="REPEATABLE READ") as session:
                 end = await feed_end(session)
                 rows = await session.stream(_entries(codebook.codebook_id).execution_options(yield_per=self._chunk))
                 async for chunk in rows.partitions():
-                    self._check_open()
                     entries = [
                         CatalogEntry(ad_id, (*semantic_codes, business_code), state, bid, advertiser, conversion_type)
                         for ad_id, semantic_codes, business_code, state, bid, advertiser, conversion_type in chunk
@@ -137,10 +130,6 @@ class FeedReader:
             for row in rows
         ]
         return CatalogPart(codebook.codebook_id, entries, rows[-1].seq if rows else cursor, True)
-
-    def _check_open(self) -> None:
-        if self._watch.closed:
-            raise UnavailableError("server", "draining", "connect again and resume from the last cursor")
 
 
 def changes_after(codebook_id: str, cursor: int, limit: int) -> Select[tuple[Any, ...]]:

@@ -21,49 +21,32 @@ class FeedWatch:
         self._database = database
         self._poll_seconds = poll_seconds
         self._end = 0
-        self._closed = False
         self._moved = asyncio.Event()
 
-    @property
-    def closed(self) -> bool:
-        """Whether readers have to end."""
-        return self._closed
-
-    def close(self) -> None:
-        """Wake every reader to its end."""
-        self._closed = True
-        self._wake()
-
     async def wait_beyond(self, seq: int, timeout_s: float) -> bool:
-        """Wait for changes after `seq`; False if there are none within `timeout_s` seconds or the watch is closed."""
+        """Wait for changes after `seq`; False if there are none within `timeout_s` seconds."""
         try:
             async with asyncio.timeout(timeout_s):
-                while self._end <= seq and not self._closed:
+                while self._end <= seq:
                     await self._moved.wait()
         except TimeoutError:
             return False
-        return not self._closed
+        return True
 
-    async def listen(self) -> None:
-        """Follow the notifications, without end."""
-        async for payload in self._database.listen(CHANNEL):
-            self._advance(int(payload))
-
-    async def poll(self) -> None:
-        """Look at the database now and then, without end."""
-        while True:
+    async def follow(self) -> None:
+        """Follow the feed, without end."""
+        async for payload in self._database.listen(CHANNEL, idle_seconds=self._poll_seconds):
+            if payload:
+                self._advance(int(payload))
+                continue
             try:
                 async with self._database.session() as session:
                     self._advance(await feed_end(session))
             except Gr4adError as error:
-                log.warning("feed_not_readable", error=str(error))
-            await asyncio.sleep(self._poll_seconds)
+                log.warning("feed not readable", error=error.message)
 
     def _advance(self, end: int) -> None:
         if end > self._end:
             self._end = end
-            self._wake()
-
-    def _wake(self) -> None:
-        moved, self._moved = self._moved, asyncio.Event()
-        moved.set()
+            moved, self._moved = self._moved, asyncio.Event()
+            moved.set()

@@ -114,9 +114,9 @@ class FeedHeadRow(Base):
     """The number of the last change; exactly one row."""
 
     __tablename__ = "feed_head"
-    __table_args__ = (CheckConstraint("only", name="one_row"),)
+    __table_args__ = (CheckConstraint("single", name="one_row"),)
 
-    only: Mapped[bool] = mapped_column(primary_key=True)
+    single: Mapped[bool] = mapped_column(primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger)
 
 

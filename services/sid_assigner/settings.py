@@ -17,6 +17,9 @@ class SidAssignerSettings(ServiceSettings):
     catalog_poll_seconds: float = Field(
         default=0.5, gt=0.0, le=5.0, description="How often the feed is looked at in case a notification was lost."
     )
+    concurrent_batches: int = Field(
+        default=4, ge=1, le=64, description="Batches written at a time; each holds a database connection."
+    )
     concurrent_snapshots: int = Field(
         default=4, ge=1, le=64, description="Snapshots read at a time; each holds a database connection."
     )

@@ -19,6 +19,8 @@ from gr4ad_runtime.channels import open_channel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from gr4ad_tools.call_error import describe, leave
+
 MAX_BATCH = 1000  # the contract's limit
 CALL_TIMEOUT_S = 120.0
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -106,15 +108,13 @@ def _batches(items: Sequence[Item], batch_size: int) -> Iterator[sid_pb2.BatchCr
 
 def to_ad(item: Item) -> sid_pb2.Ad:
     """Return an item as the ad that the SID assigner takes."""
-    # The default account is left to the service: a brand may be longer than an account that is stated.
-    stated = item.advertiser_id != (item.brand or item.item_id)
     return sid_pb2.Ad(
         ad_id=item.item_id,
         title=item.title,
         brand=item.brand,
         categories=item.categories,
         description=item.description,
-        advertiser_id=item.advertiser_id if stated else "",
+        advertiser_id=item.advertiser_id,
         ad_type=sid_pb2.AdType.Value(f"AD_TYPE_{item.ad_type.upper()}"),
         conversion_type=sid_pb2.ConversionType.Value(f"CONVERSION_TYPE_{item.conversion_type.upper()}"),
         bid_micros=item.bid_micros,
@@ -150,8 +150,7 @@ def ingest_command(
 ) -> None:
     """Create every ad of a data folder; run it again to resume."""
     columns = (TextColumn("ingest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("ingest", total=None)
 
         def show(created: int, total: int) -> None:
@@ -160,9 +159,9 @@ def ingest_command(
         try:
             result = asyncio.run(ingest_folder(data_dir, address, batch_size, concurrency, show))
         except DataFolderError as error:
-            raise _exit(console, str(error)) from error
+            leave(str(error))
         except grpc.aio.AioRpcError as error:
-            raise _exit(console, _described(error, address)) from error
+            leave(describe(error, address))
     rate = result.ads / max(result.seconds, 1e-9)
     typer.echo(f"{result.ads} ads in {result.seconds:.1f} s ({rate:.0f}/s), catalogue cursor {result.cursor}")
 
@@ -177,16 +176,15 @@ def sid_get(
     ] = DEFAULT_ADDRESS,
 ) -> None:
     """Show an ad and its SID, by either of them."""
-    console = Console(stderr=True)
     if bool(ad_id) == bool(sid):
-        raise _exit(console, "ad_id, --sid: both or none: give one of them")
+        leave("ad_id, --sid: both or none: give one of them")
     try:
         codes = [int(code) for code in sid.split(",")] if sid else []
         found = asyncio.run(look_up(address, ad_id=ad_id, codes=codes, codebook_id=codebook))
-    except ValueError as error:
-        raise _exit(console, f"--sid: {sid}: give whole numbers with commas, such as 12,7,301") from error
+    except ValueError:
+        leave(f"--sid: {sid}: give whole numbers with commas, such as 12,7,301")
     except grpc.aio.AioRpcError as error:
-        raise _exit(console, _described(error, address)) from error
+        leave(describe(error, address))
     shown = {
         "ad": found.ad_id,
         "sid": ",".join(str(code) for code in found.sid.codes),
@@ -200,14 +198,3 @@ def sid_get(
     }
     for name, value in shown.items():
         typer.echo(f"{name:<11}{value}")
-
-
-def _described(error: grpc.aio.AioRpcError, address: str) -> str:
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return f"address: {address}: no answer ({error.details()}): start the suite with `gr4ad up` or set --address"
-    return error.details() or error.code().name
-
-
-def _exit(console: Console, message: str) -> typer.Exit:
-    console.print(message, style="red", markup=False, highlight=False)
-    return typer.Exit(1)

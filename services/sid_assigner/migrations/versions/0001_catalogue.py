@@ -89,13 +89,13 @@ def upgrade() -> None:
     )
     feed_head = op.create_table(
         "feed_head",
-        sa.Column("only", sa.Boolean(), nullable=False),
+        sa.Column("single", sa.Boolean(), nullable=False),
         sa.Column("seq", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("only", name="pk_feed_head"),
-        sa.CheckConstraint("only", name="ck_feed_head_one_row"),
+        sa.PrimaryKeyConstraint("single", name="pk_feed_head"),
+        sa.CheckConstraint("single", name="ck_feed_head_one_row"),
         schema=SCHEMA,
     )
-    op.bulk_insert(feed_head, [{"only": True, "seq": 0}])
+    op.bulk_insert(feed_head, [{"single": True, "seq": 0}])
     op.create_table(
         "batch",
         sa.Column("request_id", _identifier(), nullable=False),

@@ -1,0 +1,74 @@
+"""A SID assigner on a real server and a real database, as the tests call it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_core.sid.codebook import Codebook
+from gr4ad_runtime.app import Lifecycle, bind, drain, make_server
+from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.db import Database
+from sid_assigner.__main__ import build
+from sid_assigner.models import SCHEMA
+from sid_assigner.settings import SidAssignerSettings
+
+KINDS = ("lipstick", "mascara", "shampoo", "serum", "perfume", "razor", "soap", "brush")
+COLOURS = ("red", "blue", "nude", "gold", "mint", "black")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A running service, a stub of it, and its database for a look past it."""
+
+    stub: sid_pb2_grpc.SidServiceAsyncStub
+    database: Database
+    settings: SidAssignerSettings
+    address: str
+    server: grpc.aio.Server
+    lifecycle: Lifecycle
+    codebooks: Mapping[str, Codebook]
+
+    async def create(self, request_id: str, ads: Sequence[sid_pb2.Ad]) -> sid_pb2.BatchCreateAdSidsResponse:
+        """Create a batch of ads."""
+        request = sid_pb2.BatchCreateAdSidsRequest(request_id=request_id, ads=ads)
+        return await self.stub.BatchCreateAdSids(request)
+
+    async def activate(self, codebook_id: str) -> sid_pb2.Codebook:
+        """Activate a codebook."""
+        request = sid_pb2.ActivateCodebookRequest(codebook_id=codebook_id)
+        return (await self.stub.ActivateCodebook(request)).codebook
+
+
+@asynccontextmanager
+async def run_suite(settings: SidAssignerSettings, codebooks: Mapping[str, Codebook]) -> AsyncIterator[Suite]:
+    """Serve on a free port until the block ends."""
+    lifecycle = Lifecycle()
+    server = make_server(settings, lifecycle)
+    address = f"127.0.0.1:{bind(server, settings)}"
+    await build(server, lifecycle, settings)
+    await server.start()
+    database = Database(settings.database_url, SCHEMA)
+    try:
+        async with open_channel(address) as channel:
+            yield Suite(sid_pb2_grpc.SidServiceStub(channel), database, settings, address, server, lifecycle, codebooks)
+    finally:
+        await database.close()
+        await drain(server, lifecycle, 2.0)
+
+
+def make_ads(count: int, *, first: int = 0) -> list[sid_pb2.Ad]:
+    """Make ads `ad-<first>` and on, of a few kinds and brands."""
+    return [
+        sid_pb2.Ad(
+            ad_id=f"ad-{number}",
+            title=f"{COLOURS[number % len(COLOURS)]} {KINDS[number % len(KINDS)]} number {number}",
+            brand=f"brand {number % 5}",
+            categories=["Beauty", KINDS[number % len(KINDS)]],
+            bid_micros=1_000_000 + number,
+        )
+        for number in range(first, first + count)
+    ]

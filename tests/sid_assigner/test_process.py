@@ -1,0 +1,97 @@
+"""The service as a process: ready, killed in the middle of a write, drained."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import grpc
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_runtime.channels import open_channel
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from sid_assigner.settings import SidAssignerSettings
+
+from tests.sid_assigner.suite import make_ads
+
+SERVICE = "gr4ad.sid.v1.SidService"
+
+
+@asynccontextmanager
+async def process(settings: SidAssignerSettings, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `python -m sid_assigner` and wait until it is ready."""
+    environment = os.environ | {
+        "GR4AD_PORT": str(port),
+        "GR4AD_DATABASE_URL": settings.database_url,
+        "GR4AD_ARTIFACT_STORE": settings.artifact_store,
+        "GR4AD_LOG_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": "1",
+    }
+    started = await asyncio.create_subprocess_exec(sys.executable, "-m", "sid_assigner", env=environment)
+    try:
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+                        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                            break
+                    except grpc.aio.AioRpcError:
+                        assert started.returncode is None
+                    await asyncio.sleep(0.1)
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
+
+
+async def test_killed_and_started_again_it_holds_whole_batches_and_drains(
+    settings: SidAssignerSettings, free_port: Callable[[], int]
+) -> None:
+    port = free_port()
+    async with open_channel(f"127.0.0.1:{port}") as channel:
+        stub = sid_pb2_grpc.SidServiceStub(channel)
+        requests = [
+            sid_pb2.BatchCreateAdSidsRequest(request_id=f"batch-{number}", ads=make_ads(50, first=50 * number))
+            for number in range(8)
+        ]
+        async with process(settings, port) as first:
+            await stub.ActivateCodebook(sid_pb2.ActivateCodebookRequest(codebook_id="small"))
+            told = await stub.BatchCreateAdSids(requests[0])
+            sending = [asyncio.ensure_future(_outcome(stub, request)) for request in requests[1:]]
+            await asyncio.sleep(0.05)
+            first.kill()
+            await asyncio.gather(*sending)
+        async with process(settings, port) as second:
+            stream = stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True))
+            known = {entry.ad_id async for part in stream for entry in part.entries}
+            for request in requests:
+                held = sum(ad.ad_id in known for ad in request.ads)
+                assert held in (0, len(request.ads))
+            # A client that never got its answer sends the batch again.
+            answers = [await stub.BatchCreateAdSids(request, timeout=10) for request in requests]
+            assert answers[0] == told
+            assert len({tuple(ad_sid.sid.codes) for answer in answers for ad_sid in answer.ad_sids}) == 400
+
+            watching = stub.ReadCatalog(sid_pb2.ReadCatalogRequest(cursor=400))
+            await watching.read()
+            second.send_signal(signal.SIGTERM)
+            code = None
+            try:
+                while await watching.read() is not grpc.aio.EOF:
+                    pass
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+            assert code == grpc.StatusCode.UNAVAILABLE
+            assert await asyncio.wait_for(second.wait(), 5) == 0
+
+
+async def _outcome(stub: sid_pb2_grpc.SidServiceAsyncStub, request: sid_pb2.BatchCreateAdSidsRequest) -> None:
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await stub.BatchCreateAdSids(request, timeout=0.5)
