@@ -84,13 +84,16 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
         widths: Beams to keep at each of the T levels, positive; W is the last one.
 
     Raises:
-        ValueError: There is not one positive width per level, or the trie has other levels than the model.
+        ValueError: There is not one positive width per level, the trie has other levels than the model, or the model is
+            in training mode, where dropout would make the search a lottery.
     """
     n_levels = model.config.n_levels
     if len(widths) != n_levels or min(widths) < 1:
         raise ValueError(f"widths: {widths}: give a positive width for each of the {n_levels} levels")
     if trie.n_levels != n_levels:
         raise ValueError(f"trie: {trie.n_levels} levels: build it for the {n_levels} levels of the model")
+    if model.training:
+        raise ValueError("model: in training mode: call model.eval() before a search")
     batch, device = context.batch_size, model.device
 
     paths = PathStates.at_bos(model, batch, capacity=1 + sum(widths))

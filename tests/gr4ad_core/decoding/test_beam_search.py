@@ -217,6 +217,13 @@ def test_empty_trie_returns_nothing() -> None:
     assert expected_ecpm_of_beams(m.model, m.context(), result, torch.zeros(4, 2, dtype=torch.int64)).shape == (4, 2)
 
 
+def test_refuses_a_model_in_training_mode() -> None:
+    m = market()
+    m.model.train()
+    with pytest.raises(ValueError, match=r"model: in training mode: call model\.eval\(\) before a search"):
+        m.search((2, 2, 2))
+
+
 def test_refuses_widths_or_a_trie_of_another_shape() -> None:
     m = market()
     for widths in ((4, 4), (4, 0, 4)):
