@@ -89,12 +89,12 @@ def check_folder(folder: Path | str) -> list[Problem]:
 def _items(folder: Path) -> tuple[list[Item], list[Problem]]:
     path = locate(folder, ITEMS_FILE)
     text, damage = read_text(path)
-    items, problems = parse_items(path.name, text)
+    items, problems = parse_items(path.name, text, whole=not damage)
     return items, sorted(problems + damage)
 
 
 def _interactions(folder: Path, item_ids: list[str]) -> tuple[Interactions, list[Problem]]:
     path = locate(folder, INTERACTIONS_FILE)
     text, damage = read_text(path)
-    interactions, problems = parse_interactions(path.name, text, item_ids)
+    interactions, problems = parse_interactions(path.name, text, item_ids, whole=not damage)
     return interactions, sorted(problems + damage)

@@ -68,8 +68,14 @@ def hold_out(interactions: Interactions, n: int) -> Interactions:
     )
 
 
-def parse_interactions(file: str, text: str, item_ids: list[str]) -> tuple[Interactions, list[Problem]]:
+def parse_interactions(file: str, text: str, item_ids: list[str], *, whole: bool) -> tuple[Interactions, list[Problem]]:
     """Parse an interactions file against the vocabulary of its folder.
+
+    Args:
+        file: Name of the file, for problems.
+        text: Its text.
+        item_ids: The vocabulary.
+        whole: Whether that is all of it; an empty rest of a damaged file is no further problem.
 
     Returns:
         The interactions, which mean something only where there is no problem, and the problems.
@@ -81,6 +87,8 @@ def parse_interactions(file: str, text: str, item_ids: list[str]) -> tuple[Inter
     header: list[str] | None = None
     try:
         header = next(reader, None)
+        if header is None and not whole:
+            return _nothing(item_ids), []
         missing = [name for name in COLUMNS if name not in (header or [])]
         if header is None or missing:
             remedy = f"start the file with the header {','.join(COLUMNS)}"
@@ -97,7 +105,7 @@ def parse_interactions(file: str, text: str, item_ids: list[str]) -> tuple[Inter
     except csv.Error as error:
         problems.append(Problem(file, reader.line_num, "row", "not CSV", f"mend the quoting ({error})"))
     if header is None or not rows:
-        if not problems:
+        if whole and not problems:
             problems.append(Problem(file, 1, "rows", "missing", "write one row per event below the header"))
         return _nothing(item_ids), problems
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))

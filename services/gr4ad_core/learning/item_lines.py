@@ -62,8 +62,13 @@ class FieldError(ValueError):
         self.field, self.value, self.remedy = field, value, remedy
 
 
-def parse_items(file: str, text: str) -> tuple[list[Item], list[Problem]]:
+def parse_items(file: str, text: str, *, whole: bool) -> tuple[list[Item], list[Problem]]:
     """Parse the lines of an items file; blank lines are skipped.
+
+    Args:
+        file: Name of the file, for problems.
+        text: Its text.
+        whole: Whether that is all of it; an empty rest of a damaged file is no further problem.
 
     Returns:
         The good items in file order and what is wrong with the others.
@@ -84,7 +89,7 @@ def parse_items(file: str, text: str) -> tuple[list[Item], list[Problem]]:
         else:
             line_of[item.item_id] = line
             items.append(item)
-    if not items and not problems:
+    if whole and not items and not problems:
         problems.append(Problem(file, 0, "file", "empty", "write one JSON object a line, one per item"))
     return items, problems
 
