@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -68,7 +67,7 @@ class Suite:
             otlp_endpoint: Collector of traces and metrics; empty for none.
             ports: Port by service; None for free ones.
             env: Environment variables for every service.
-            service_env: The same by service, with precedence: `{"ad_generator": {"OMP_NUM_THREADS": "2"}}`.
+            service_env: The same by service, with precedence: `{"ad_generator": {"GR4AD_TORCH_THREADS": "2"}}`.
             commands: What to run by service; None for the suite's four services.
             durable: Whether the embedded PostgreSQL survives a power failure.
             on_exit: Called whenever a process ended unasked.
@@ -155,12 +154,10 @@ class Suite:
         await asyncio.to_thread(self._resources.close)
 
     def _environment(self, name: str) -> dict[str, str]:
-        cpus = os.cpu_count() or 1
-        # Threads that outnumber the cores slow each other down: the generator, which users wait for, gets them all.
-        threads = {"ad_generator": cpus, "rspo_trainer": max(1, cpus // 2)}.get(name, 1)
         addresses = {f"GR4AD_{service.upper()}_ADDRESS": address for service, address in self.addresses.items()}
         return {
-            "OMP_NUM_THREADS": str(threads),
+            # Threads that outnumber the cores slow each other down. Torch has GR4AD_TORCH_THREADS.
+            "OMP_NUM_THREADS": "1",
             "PYTHONUNBUFFERED": "1",
             "GR4AD_HOST": HOST,
             "GR4AD_PORT": self.addresses[name].rpartition(":")[2],
