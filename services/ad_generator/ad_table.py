@@ -33,6 +33,9 @@ class AdTable:
         """Make an empty table of SIDs with `n_levels` codes."""
         self.n_levels = n_levels
         self.ad_ids: list[str] = []
+        """Ad of every slot."""
+        self.live_slots: set[int] = set()
+        """Slots of the ads that may be shown at this moment; the same as `live`, for single look-ups."""
         self._slots: dict[str, int] = {}
         self._sids = np.zeros((FIRST_CAPACITY, n_levels), np.int64)
         self._live = np.zeros(FIRST_CAPACITY, np.bool_)
@@ -62,6 +65,7 @@ class AdTable:
             else:
                 changed |= bool(self._live[slot]) != live
             self._live[slot] = live
+            (self.live_slots.add if live else self.live_slots.discard)(slot)
         return changed
 
     def slots(self, ad_ids: Sequence[str]) -> NDArray[np.int64]:
@@ -80,7 +84,7 @@ class AdTable:
     def is_live(self, ad_id: str) -> bool:
         """Return whether the table knows the ad and it may be shown at this moment."""
         slot = self._slots.get(ad_id)
-        return slot is not None and bool(self._live[slot])
+        return slot in self.live_slots
 
     def view(self) -> TableView:
         """Return the arrays of all slots given so far."""

@@ -78,12 +78,14 @@ class Generated:
     policy: LoadedPolicy
     table: AdTable
     """Where the candidates' slots lead."""
-    slots: NDArray[np.int64]
-    """Slots of the ads, `[n]`."""
-    log_probs: NDArray[np.float64]
-    """Natural logarithms of the policy's probabilities, `[n]`."""
-    ecpm_micros: NDArray[np.int64]
-    """Expected eCPM, `[n]`."""
+    slots: list[int]
+    """Slots of the ads."""
+    sids: list[list[int]]
+    """Codes of the ads."""
+    log_probs: list[float]
+    """Natural logarithms of the policy's probabilities."""
+    ecpm_micros: list[int]
+    """Expected eCPM."""
     plan: BeamPlan
     """Widths of the search."""
     stages: Stages
@@ -136,10 +138,8 @@ class Engine:
         histories = [user_history(query, index.table) for query in queries]
         skipped = [len(q.ad_ids) - len(h.behaviors) for q, h in zip(queries, histories, strict=True)]
         if not index.size:
-            nothing = np.zeros(0)
             stages = Stages(time.time_ns(), 0, (0,) * len(plan.widths), 0)
-            none = nothing.astype(np.int64)
-            return [Generated(policy, index.table, none, nothing, none, plan, stages, n) for n in skipped]
+            return [Generated(policy, index.table, [], [], [], [], plan, stages, n) for n in skipped]
 
         model = policy.model
         started_ns, started = time.time_ns(), time.perf_counter_ns()
@@ -151,36 +151,41 @@ class Engine:
         sids_BWT = beams.sids_BWT.numpy(force=True)
         slots_BW = index.slots(sids_BWT)
         usable_BW = (slots_BW >= 0) & index.table.live(slots_BW)  # the table may know of a pause that the trie does not
-        best_first_BW = np.argsort(~usable_BW, axis=1, kind="stable")
-        widest = max(min(query.candidate_count, plan.widths[-1]) for query in queries)
-        picked_BN = best_first_BW[:, :widest]
-        picked = torch.from_numpy(np.ascontiguousarray(picked_BN)).to(self.device)
+        wanted_B = np.array([query.candidate_count for query in queries])
+        counts_B = np.minimum(usable_BW.sum(axis=1), wanted_B)
+        picked_BN = np.argsort(~usable_BW, axis=1, kind="stable")[:, : min(wanted_B.max(), plan.widths[-1])]
+        picked = torch.from_numpy(picked_BN).to(self.device)
         ecpm_BN = expected_ecpm_of_beams(model, context, beams, picked).double().numpy(force=True)
         log_probs_BN = np.take_along_axis(beams.log_probs_BW.double().numpy(force=True), picked_BN, axis=1)
-        slots_BN = np.take_along_axis(slots_BW, picked_BN, axis=1)
+        dropped_BN = np.arange(picked_BN.shape[1]) >= counts_B[:, None]
+        order_BN = ranking_order(np.where(dropped_BN, -np.inf, log_probs_BN), ecpm_BN, self.value_weight)
+
+        # Plain numbers from here on: the event loop reads them faster than arrays.
+        place_BN = np.take_along_axis(picked_BN, order_BN, axis=1)
+        slots = np.take_along_axis(slots_BW, place_BN, axis=1).tolist()
+        sids = np.take_along_axis(sids_BWT, place_BN[..., None], axis=1).tolist()
+        log_probs = np.take_along_axis(log_probs_BN, order_BN, axis=1).tolist()
+        ecpm_micros = np.rint(np.take_along_axis(ecpm_BN, order_BN, axis=1)).astype(np.int64).tolist()
         stages = Stages(
             started_ns=started_ns,
             encode_us=(encoded - started) // 1000,
             level_us=beams.level_us,
             ecpm_us=(time.perf_counter_ns() - searched) // 1000,
         )
-        counts = np.minimum(usable_BW.sum(axis=1), [query.candidate_count for query in queries]).tolist()
-        answers = []
-        for row, count in enumerate(counts):
-            order = ranking_order(log_probs_BN[row, :count], ecpm_BN[row, :count], self.value_weight)
-            answers.append(
-                Generated(
-                    policy=policy,
-                    table=index.table,
-                    slots=slots_BN[row, order],
-                    log_probs=log_probs_BN[row, order],
-                    ecpm_micros=np.rint(ecpm_BN[row, order]).astype(np.int64),
-                    plan=plan,
-                    stages=stages,
-                    skipped_events=skipped[row],
-                )
+        return [
+            Generated(
+                policy=policy,
+                table=index.table,
+                slots=slots[row][:count],
+                sids=sids[row][:count],
+                log_probs=log_probs[row][:count],
+                ecpm_micros=ecpm_micros[row][:count],
+                plan=plan,
+                stages=stages,
+                skipped_events=skipped[row],
             )
-        return answers
+            for row, count in enumerate(counts_B.tolist())
+        ]
 
 
 def user_history(query: Query, table: AdTable) -> UserHistory:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Set
 
-import numpy as np
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad_runtime.errors import UnavailableError
 from gr4ad_runtime.telemetry import current_traceparent
-from numpy.typing import NDArray
 
 from ad_generator.batcher import Batcher
 from ad_generator.engine import Engine, Generated, Query
@@ -77,12 +76,13 @@ class Generation:
         record_spans(request, response, batched)
         return response
 
-    def _shown(self, generated: Generated) -> NDArray[np.bool_]:
+    def _shown(self, generated: Generated) -> Set[int]:
         """Look at each candidate's state once more: a pause that came during the search counts, too."""
         state = self._engine.state
         assert state is not None
         table = state.mirror.table
         if generated.table is table:
-            return table.live(generated.slots)
+            return table.live_slots
         # The catalogue was replaced meanwhile, and only the new one hears of pauses.
-        return np.array([table.is_live(generated.table.ad_ids[slot]) for slot in generated.slots], np.bool_)
+        ad_ids = generated.table.ad_ids
+        return {slot for slot in generated.slots if table.is_live(ad_ids[slot])}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Container
 from typing import Final
 
 import numpy as np
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.decoding.beam_schedule import Constraint
-from numpy.typing import NDArray
 
 from ad_generator.engine import Generated, Query
 
@@ -47,18 +47,10 @@ def query_of(request: generation_pb2.GenerateAdsRequest) -> Query:
     )
 
 
-def response_of(generated: Generated, shown: NDArray[np.bool_]) -> generation_pb2.GenerateAdsResponse:
-    """Translate an answer, leaving out the candidates that are not `shown`, `[n]`."""
-    table = generated.table
-    slots = generated.slots[shown]
-    rows = zip(
-        slots.tolist(),
-        table.sids(slots).tolist(),
-        generated.log_probs[shown].tolist(),
-        generated.ecpm_micros[shown].tolist(),
-        strict=True,
-    )
-    ad_ids = table.ad_ids
+def response_of(generated: Generated, shown: Container[int]) -> generation_pb2.GenerateAdsResponse:
+    """Translate an answer, leaving out the ads whose slots are not in `shown`."""
+    ad_ids = generated.table.ad_ids
+    rows = zip(generated.slots, generated.sids, generated.log_probs, generated.ecpm_micros, strict=True)
     return generation_pb2.GenerateAdsResponse(
         candidates=[
             type_pb2.ScoredAd(
@@ -68,6 +60,7 @@ def response_of(generated: Generated, shown: NDArray[np.bool_]) -> generation_pb
                 predicted_ecpm_micros=ecpm_micros,
             )
             for slot, codes, log_prob, ecpm_micros in rows
+            if slot in shown
         ],
         policy=generated.policy.ref,
         beam_trace=generation_pb2.BeamTrace(

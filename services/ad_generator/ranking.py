@@ -1,4 +1,4 @@
-"""The final ranking of the candidates of one request."""
+"""The final ranking of candidates."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def ranking_order(
     With weight 1 this is the order of `p(ad | user) · E[eCPM | ad, user]`, with 0 that of the likelihood alone.
 
     Args:
-        log_probs: Natural logarithms of the policy's probabilities, `[n]`.
-        ecpm_micros: Expected eCPM, `[n]`; below one micro counts as one micro.
+        log_probs: Natural logarithms of the policy's probabilities, `[..., n]`; −∞ goes last.
+        ecpm_micros: Expected eCPM, same shape; below one micro counts as one micro.
         value_weight: Weight of the value.
 
     Returns:
-        Positions, `[n]`; equal scores keep their order.
+        Positions along the last axis, same shape; equal scores keep their order.
     """
     scores = log_probs + value_weight * np.log(np.maximum(ecpm_micros, 1.0))
-    order: NDArray[np.int64] = np.argsort(-scores, kind="stable")
+    order: NDArray[np.int64] = np.argsort(-scores, axis=-1, kind="stable")
     return order

@@ -30,7 +30,7 @@ def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_si
         lengths = (HISTORY_LENGTHS[number % len(HISTORY_LENGTHS)] for number in range(batch_size))
         queries = [_query(index, length, candidate_count) for length in lengths]
         for answer in engine.generate(policy, index, queries):
-            if not np.isfinite(answer.log_probs).all() or (index.size and not len(answer.slots)):
+            if not np.isfinite(answer.log_probs).all() or (index.size and not answer.slots):
                 raise PolicyRefusedError(
                     "log_prob: not finite: the policy diverged in training, activate the policy before it"
                 )

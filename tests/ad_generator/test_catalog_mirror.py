@@ -8,6 +8,7 @@ import time
 import pytest
 from ad_generator import catalog_mirror
 from ad_generator.ad_table import AdTable
+from gr4ad.sid.v1 import sid_pb2
 
 from tests.ad_generator.neighbours import ACTIVE, PAUSED, Catalogue
 from tests.ad_generator.policies import CODEBOOK, publish
@@ -85,16 +86,16 @@ async def test_a_pause_during_the_search_counts(suite: Suite, monkeypatch: pytes
     live = AdTable.live
     looks = []
 
-    def paused_after_first_look(table: AdTable, slots):  # type: ignore[no-untyped-def]
+    def paused_after_the_look(table: AdTable, slots):  # type: ignore[no-untyped-def]
         states = live(table, slots)
         looks.append(states)
-        if len(looks) == 1:
-            table._live[table.slots([best.ad_id])] = False
+        table.apply([sid_pb2.CatalogEntry(ad_id=best.ad_id, sid=best.sid, state=PAUSED)])
         return states
 
-    monkeypatch.setattr(AdTable, "live", paused_after_first_look)
+    monkeypatch.setattr(AdTable, "live", paused_after_the_look)
     answer = await suite.ask(count=5)
-    assert len(looks) == 2
+    assert len(looks) == 1
+    assert looks[0].all()
     assert best.ad_id not in {ad.ad_id for ad in answer.candidates}
     assert len(answer.candidates) == 4
 
