@@ -13,6 +13,9 @@ def test_an_interrupted_run_goes_on_with_what_it_had(tmp_path: Path) -> None:
     (tmp_path / "out" / "kept").touch()
     again = RunState.open(tmp_path / "out", {"seed": 1})
     assert again.results == {"market": "folder"}
+    assert again.attempt == 2
+    again.forget("market")
+    assert RunState.open(tmp_path / "out", {"seed": 1}).results == {}
     assert (tmp_path / "out" / "kept").exists()
 
 
@@ -24,7 +27,7 @@ def test_another_or_a_finished_run_starts_anew(tmp_path: Path, finished: bool) -
     if finished:
         state.finish()
     again = RunState.open(tmp_path / "out", {"seed": 1 if finished else 2})
-    assert again.results == {}
+    assert (again.results, again.attempt) == ({}, 1)
     assert not (tmp_path / "out" / "old").exists()
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from gr4ad_tools import codebook, data, ingest, measure, reward, train, up
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
 from gr4ad_tools.demo.state import OutputFolderError
+from gr4ad_tools.figures import Figure
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,7 +43,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
 ) -> None:
-    """Run the whole loop on this machine and write summary.json and report.html; interrupted, it goes on where it was."""
+    """Run the whole loop here and write summary.json and report.html; interrupted, it goes on where it was."""
     console = Console()
     command = " ".join(["gr4ad", *sys.argv[1:]])
     try:
@@ -53,7 +54,7 @@ def demo(
     except KeyboardInterrupt:
         console.print(f"Interrupted. The same command goes on where it was; what there is lies in {out}.")
         raise typer.Exit(130) from None
-    measure.print_figures({name: measure.Figure(**figure) for name, figure in document["figures"].items()}, console)
+    measure.print_figures({name: Figure(**figure) for name, figure in document["figures"].items()}, console)
     console.print(f"summary  {out / 'summary.json'}\nreport   {out / 'report.html'}", soft_wrap=True)
 
 

@@ -224,8 +224,15 @@ async def report_what_was_shown(
     return {"impressions_logged": Figure(shown, "events"), "feedback_logged": Figure(responded, "events")}
 
 
-async def log_figures(channels: dict[str, grpc.aio.Channel]) -> dict[str, Figure]:
-    """Wait until the generator has handed over its lists, and count them on both sides."""
+async def served_lists(channel: grpc.aio.Channel) -> int:
+    """Return how many served lists the reward log holds."""
+    stub = reward_pb2_grpc.RewardServiceStub(channel)
+    summary = await stub.GetRewardSummary(reward_pb2.GetRewardSummaryRequest(), timeout=RPC_TIMEOUT_S)
+    return int(summary.served_lists)
+
+
+async def log_figures(channels: dict[str, grpc.aio.Channel], logged_before: int) -> dict[str, Figure]:
+    """Wait until the generator has handed over its lists, and count on both sides what this run served."""
     generator = generation_pb2_grpc.GenerationServiceStub(channels["ad_generator"])
     give_up = time.monotonic() + SENDER_WAIT_S
     while True:
@@ -233,11 +240,10 @@ async def log_figures(channels: dict[str, grpc.aio.Channel]) -> dict[str, Figure
         if status.lists_queued == 0 or time.monotonic() > give_up:
             break
         await asyncio.sleep(0.2)
-    rewards = reward_pb2_grpc.RewardServiceStub(channels["reward_logger"])
-    summary = await rewards.GetRewardSummary(reward_pb2.GetRewardSummaryRequest(), timeout=RPC_TIMEOUT_S)
+    logged = await served_lists(channels["reward_logger"]) - logged_before
     return {
         "lists_served": Figure(status.requests_answered, "lists"),
-        "lists_logged": Figure(summary.served_lists, "lists"),
+        "lists_logged": Figure(logged, "lists"),
         "lists_dropped": Figure(status.lists_dropped, "lists"),
         "policy_swaps": Figure(status.policy_swaps, "swaps"),
     }

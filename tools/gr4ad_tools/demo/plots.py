@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -16,7 +17,7 @@ MUTED = "#8a929b"
 POLICY = "#2b6cb0"
 SECOND = "#c05621"
 THIRD = "#2f855a"
-STYLE = {
+STYLE: dict[Any, Any] = {  # its declared keys are a literal of all parameters
     "svg.fonttype": "none",
     "svg.hashsalt": "gr4ad",  # the same values give the same file
     "font.family": "sans-serif",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,20 @@ from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.settings import ServiceSettings
 from gr4ad_runtime.telemetry import configure_telemetry
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gr4ad_tools import codebook, evaluation, figures, ingest, train
 from gr4ad_tools.demo import phases
+from gr4ad_tools.demo.progress import Phase, Steps
 from gr4ad_tools.demo.record import Record
 from gr4ad_tools.demo.report import write_report
 from gr4ad_tools.demo.state import RunState
-from gr4ad_tools.leave_one_out import LeaveOneOut, write_training_folder
+from gr4ad_tools.leave_one_out import write_training_folder
 from gr4ad_tools.otlp_receiver import OtlpReceiver
-from gr4ad_tools.simulate.market import Market
+from gr4ad_tools.simulate import SCENARIOS, Market, version_hash
 from gr4ad_tools.up import Suite
 
 CHANNEL = "stable"
+SCENARIO = "steady"
 CODEBOOK_ID = "demo"
 SECOND_POLICY_EPOCHS = 1
 # Of the traces that start in a service: load is not traced by its caller, and a few of its requests suffice.
@@ -56,54 +58,6 @@ class DataError(Exception):
     """The data folder cannot be used; the text lists why."""
 
 
-class _Steps:
-    """Shows each phase with a bar, and keeps how long it took."""
-
-    def __init__(self, console: Console, record: Record) -> None:
-        self._record = record
-        self._progress = Progress(
-            SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.description:<34}"),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("[dim]{task.fields[note]}"),
-            console=console,
-        )
-
-    def __enter__(self) -> _Steps:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    @contextlib.contextmanager
-    def phase(self, name: str, total: float = 1) -> Iterator[_Phase]:
-        task = self._progress.add_task(name, total=total, note="")
-        start = time.monotonic()
-        phase = _Phase(self._progress, task)
-        yield phase
-        self._record.phase_seconds[name] = time.monotonic() - start
-        phase.finish()
-
-
-class _Phase:
-    def __init__(self, progress: Progress, task: Any) -> None:
-        self._progress, self._task = progress, task
-
-    def update(self, completed: float, total: float | None = None, note: str | None = None) -> None:
-        fields = {} if note is None else {"note": note}
-        self._progress.update(self._task, completed=completed, total=total, **fields)
-
-    def advance(self) -> None:
-        self._progress.advance(self._task)
-
-    def finish(self, note: str | None = None) -> None:
-        total = self._progress.tasks[self._task].total or 1
-        self.update(total, note=note)
-
-
 async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     """Run the demo, or go on with an interrupted one of the same options.
 
@@ -116,16 +70,21 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         TrainingRunError: A training run did not succeed.
     """
     start = time.monotonic()
-    data = None if options.data is None else str(options.data.resolve())
-    state = RunState.open(options.out, {"data": data, "seed": options.seed})
+    source = (
+        {"data_sha256": phases.fingerprint(options.data)}
+        if options.data
+        else {"market": SCENARIO, "market_version": version_hash(SCENARIOS[SCENARIO]())}
+    )
+    state = RunState.open(options.out, {**source, "seed": options.seed})
     earlier_seconds = float(state.results.get("seconds", 0.0))
     record = Record(source=f"Data folder {options.data.name}" if options.data else "Simulated market")
-    with _Steps(console, record) as steps:
+    with Steps(console, record.phase_seconds) as steps:
         folder = _prepare(options, state, steps)
-        items, split = phases.load(folder)
-        training_folder = state.folder / "training"
-        write_training_folder(folder, split.train, training_folder)
-        run_id = f"demo-{options.seed}"
+        with steps.phase("Hold out test targets"):
+            items, split = phases.load(folder)
+            training_folder = state.folder.resolve() / "training"
+            write_training_folder(folder, split.train, training_folder)
+        run_id = f"demo-{options.seed}-{state.attempt}"
         async with (
             OtlpReceiver() as receiver,
             _caller_telemetry(receiver),
@@ -134,7 +93,9 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             artifacts = suite.artifact_store
             with steps.phase("Fit and activate the codebook") as phase:
                 if "codebook" not in state.results:
-                    codebook.fit_codebook_from_folder(folder, artifacts, CODEBOOK_ID, options.seed)
+                    await asyncio.to_thread(
+                        codebook.fit_codebook_from_folder, folder, artifacts, CODEBOOK_ID, options.seed
+                    )
                     state.done("codebook", CODEBOOK_ID)
                 registered = await codebook.activate_codebook(suite.addresses["sid_assigner"], CODEBOOK_ID)
                 record.codebook_id, record.level_sizes = CODEBOOK_ID, tuple(registered.level_sizes)
@@ -150,7 +111,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
                 ("Train a second one, briefly", SECOND_POLICY_EPOCHS, ""),
             ):
                 with steps.phase(name) as phase:
-                    run = await _train(suite, state, training_folder, preset, epochs, channel, options.seed, phase)
+                    run = await _train(suite, state, str(training_folder), preset, epochs, channel, options.seed, phase)
                     policies.append(run.policy.policy_id)
                     if channel:
                         record.loss_steps = [point.step for point in run.losses]
@@ -159,6 +120,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
             await suite.wait_ready("ad_generator")
 
             contexts = split.contexts()
+            logged_before = await phases.served_lists(channels["reward_logger"])
             with steps.phase("Score held-out users over gRPC", len(contexts)) as phase:
                 record.figures |= phases.baseline_figures(split)
                 scored = await evaluation.score(
@@ -183,16 +145,18 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
                 ):
                     record.request_trace = await phases.trace_request(receiver, generator, contexts[0], run_id)
                     record.change_trace = await phases.trace_change(receiver, sids, items[0], run_id)
-                record.figures |= await phases.log_figures(channels)
+                record.figures |= await phases.log_figures(channels, logged_before)
     record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
-    document = figures.document(record.figures, options.command, options.seed, phase_seconds=record.phase_seconds)
+    document = figures.document(
+        record.figures, options.command, options.seed, source=source, phase_seconds=record.phase_seconds
+    )
     figures.write_json(options.out / "summary.json", document)
     write_report(options.out / "report.html", record, document)
     state.finish()
     return document
 
 
-def _prepare(options: DemoOptions, state: RunState, steps: _Steps) -> Path:
+def _prepare(options: DemoOptions, state: RunState, steps: Steps) -> Path:
     """Return the data folder: the given one, checked, or a simulated one, written once."""
     if options.data is not None:
         with steps.phase("Check the data"):
@@ -204,14 +168,14 @@ def _prepare(options: DemoOptions, state: RunState, steps: _Steps) -> Path:
     folder = state.folder / "market"
     with steps.phase("Simulate a market"):
         if "market" not in state.results:
-            Market("steady", options.seed).write_folder(folder)
+            Market(SCENARIO, options.seed).write_folder(folder)
             state.done("market", str(folder))
     return folder
 
 
 @contextlib.asynccontextmanager
 async def _suite(
-    folder: Path, receiver: OtlpReceiver, steps: _Steps
+    folder: Path, receiver: OtlpReceiver, steps: Steps
 ) -> AsyncIterator[tuple[Suite, dict[str, grpc.aio.Channel]]]:
     """Start the suite, and open plain channels to it: load is not traced from here, single requests are."""
     suite = Suite(folder / "suite", otlp_endpoint=receiver.endpoint, env={"GR4AD_TRACE_SAMPLE_RATIO": SAMPLE_RATIO})
@@ -242,30 +206,28 @@ async def _caller_telemetry(receiver: OtlpReceiver) -> AsyncIterator[None]:
 
 
 async def _train(
-    suite: Suite,
-    state: RunState,
-    folder: Path,
-    preset: str,
-    epochs: int,
-    channel: str,
-    seed: int,
-    phase: _Phase,
+    suite: Suite, state: RunState, folder: str, preset: str, epochs: int, channel: str, seed: int, phase: Phase
 ) -> training_pb2.TrainingRun:
-    """Train and wait; a run that a restart ended is asked for again under another request id."""
-    attempt = sum(name.startswith("train-") for name in state.results)
-    source = training_pb2.DataFolderSource(path=str(folder.resolve()))
+    """Train and wait; a run that an interruption left behind is waited for again, a failed one is asked for anew."""
+    name = f"train {channel or 'second'}"
+    if name not in state.results:
+        state.done(name, f"demo-{seed}-{state.attempt}-{channel or 'second'}")
 
     def show(run: training_pb2.TrainingRun) -> None:
         loss = f"loss {run.losses[-1].loss:.3f}" if run.losses else ""
         phase.update(run.step, run.total_steps or 1, loss)
 
-    return await train.train_and_wait(
-        suite.addresses["rspo_trainer"],
-        data_folder=source,
-        preset=preset,
-        epochs=epochs,
-        seed=seed,
-        channel=channel,
-        request_id=f"demo-{seed}-{channel or 'second'}-{attempt}",
-        progress=show,
-    )
+    try:
+        return await train.train_and_wait(
+            suite.addresses["rspo_trainer"],
+            data_folder=training_pb2.DataFolderSource(path=folder),
+            preset=preset,
+            epochs=epochs,
+            seed=seed,
+            channel=channel,
+            request_id=state.results[name],
+            progress=show,
+        )
+    except train.TrainingRunError:
+        state.forget(name)
+        raise

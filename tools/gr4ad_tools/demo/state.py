@@ -25,11 +25,13 @@ class RunState:
         folder: Folder of the run.
         parameters: What the run was asked for; a run with others starts from nothing.
         results: What each finished phase returned, by phase.
+        attempt: How often the run was started, this time included.
     """
 
     folder: Path
     parameters: dict[str, Any]
     results: dict[str, Any]
+    attempt: int = 1
 
     @classmethod
     def open(cls, folder: Path, parameters: dict[str, Any]) -> RunState:
@@ -42,7 +44,9 @@ class RunState:
         if path.exists():
             saved = json.loads(path.read_text())
             if saved["parameters"] == parameters and not saved["finished"]:
-                return cls(folder, parameters, saved["results"])
+                state = cls(folder, parameters, saved["results"], saved["attempt"] + 1)
+                state._write(finished=False)
+                return state
             shutil.rmtree(folder)
         elif folder.exists() and any(folder.iterdir()):
             raise OutputFolderError(
@@ -58,11 +62,22 @@ class RunState:
         self.results[phase] = result
         self._write(finished=False)
 
+    def forget(self, phase: str) -> None:
+        """Note that a phase must be done again."""
+        self.results.pop(phase, None)
+        self._write(finished=False)
+
     def finish(self) -> None:
         """Note that the run is finished: the next one starts anew."""
         self._write(finished=True)
 
     def _write(self, *, finished: bool) -> None:
         write_json(
-            self.folder / STATE_FILE, {"parameters": self.parameters, "results": self.results, "finished": finished}
+            self.folder / STATE_FILE,
+            {
+                "parameters": self.parameters,
+                "results": self.results,
+                "attempt": self.attempt,
+                "finished": finished,
+            },
         )
