@@ -155,7 +155,7 @@ def _unknown(asin: str) -> dict[str, Any]:
 
 def _numbers(names: list[str]) -> dict[str, int]:
     """Number names from 1 by the rank of their hash."""
-    ranked = sorted(names, key=lambda name: hashlib.blake2b(name.encode()).digest())
+    ranked = sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=8).digest())
     return {name: number for number, name in enumerate(ranked, start=1)}
 
 
