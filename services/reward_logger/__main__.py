@@ -6,6 +6,7 @@ import grpc
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad_runtime.app import Lifecycle, run_service
 from gr4ad_runtime.db import Database
+from gr4ad_runtime.readiness import follow_readiness
 
 from reward_logger.models import SCHEMA
 from reward_logger.servicer import RewardServicer
@@ -15,13 +16,13 @@ SERVICE_NAME = reward_pb2.DESCRIPTOR.services_by_name["RewardService"].full_name
 
 
 async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RewardLoggerSettings) -> None:
-    """Open the database, bring its schema up to date and register the servicer."""
+    """Bring the schema up to date, register the servicer and become ready as long as the database answers."""
     database = Database(settings.database_url, SCHEMA)
     lifecycle.on_stop(database.close)
     await database.migrate("reward_logger")
     servicer = RewardServicer(database, settings.read_chunk)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
-    lifecycle.set_ready(True)
+    lifecycle.background(follow_readiness(lifecycle, database.ping), "readiness")
 
 
 def main() -> None:

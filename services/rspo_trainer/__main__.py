@@ -9,6 +9,7 @@ from gr4ad_runtime.app import Lifecycle, run_service
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import InvalidArgumentError
+from gr4ad_runtime.readiness import follow_readiness
 
 from rspo_trainer.activation_watch import ActivationWatch
 from rspo_trainer.models import SCHEMA
@@ -24,7 +25,7 @@ SERVICE_NAME = training_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_
 
 
 async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RspoTrainerSettings) -> None:
-    """Open the database, bring its schema up to date, start the worker and register the servicer.
+    """Bring the schema up to date, start the worker, register the servicer and become ready while the database answers.
 
     Raises:
         InvalidArgumentError: The device of the settings is not usable.
@@ -42,7 +43,7 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RspoTra
     lifecycle.background(worker.work(), "training runs")
     servicer = TrainingServicer(RunStore(database), policies, watch, worker)
     training_pb2_grpc.add_TrainingServiceServicer_to_server(servicer, server)
-    lifecycle.set_ready(True)
+    lifecycle.background(follow_readiness(lifecycle, database.ping), "readiness")
 
 
 def main() -> None:

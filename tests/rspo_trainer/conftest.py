@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 from gr4ad.reward.v1 import reward_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2_grpc
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
@@ -70,7 +71,7 @@ class Trainer:
     ) -> training_pb2.TrainingRun:
         """Wait until a run is as wanted."""
         async with asyncio.timeout(seconds):
-            while not condition(run := await self.get(run_id)):  # noqa: ASYNC110  # the state is in another process
+            while not condition(run := await self.get(run_id)):  # the state is in another process
                 await asyncio.sleep(0.05)
         return run
 
@@ -100,6 +101,15 @@ async def running_trainer(settings: RspoTrainerSettings) -> AsyncIterator[str]:
     """Run a trainer until the block ends; yields its address."""
     async with serving(settings, lambda server, lifecycle: build_trainer(server, lifecycle, settings)) as address:
         yield address
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> Iterator[None]:
+    """Logs without coloured tracebacks, which take seconds to draw."""
+    before = structlog.get_config()
+    structlog.configure(processors=[structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)])
+    yield
+    structlog.configure(**before)
 
 
 @pytest.fixture

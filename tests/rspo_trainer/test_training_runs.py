@@ -7,6 +7,8 @@ import errno
 import json
 import re
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
@@ -15,8 +17,10 @@ from gr4ad_core.learning.checkpoint import load_checkpoint
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.db import Database
-from rspo_trainer import policy_maker
+from gr4ad_runtime.errors import ResourceExhaustedError, UnavailableError
+from rspo_trainer import policy_maker, worker
 from rspo_trainer.models import RUNNING, TrainingRunRow
+from rspo_trainer.run_queue import RunQueue
 from sqlalchemy import update
 
 from tests.oracles.chain_folder import write_chain_folder
@@ -251,14 +255,50 @@ async def test_no_disk_space_for_the_checkpoint_fails_the_run(
     assert "nothing was published" in error
 
 
+async def test_a_database_that_is_away_at_the_end_of_a_run_costs_nothing(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    succeed, failures = (
+        RunQueue.succeed,
+        [UnavailableError("database", "gone", "wait"), ResourceExhaustedError("a", "b", "c")],
+    )
+
+    async def sometimes(self: RunQueue, *arguments: Any) -> bool:
+        published = await succeed(self, *arguments)
+        if failures:
+            raise failures.pop()  # as if the connection were lost after the commit
+        return published
+
+    monkeypatch.setattr(RunQueue, "succeed", sometimes)
+    run = await trainer.end_of((await trainer.create(epochs=1, channel="stable")).run_id)
+    assert run.state == SUCCEEDED
+    await asyncio.sleep(0.5)
+    assert not failures
+    assert [policy.policy for policy in await policies(trainer)] == [run.policy]
+
+
+async def test_the_trace_of_the_request_leads_to_the_activation(trainer: Trainer) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    request = trainer.request(epochs=1, channel="stable")
+    traceparent = f"00-{trace_id}-b7ad6b7169203331-01"
+    created = await trainer.stub.CreateTrainingRun(request, metadata=(("traceparent", traceparent),))
+    await trainer.end_of(created.training_run.run_id)
+    watching = trainer.stub.WatchPolicies(training_pb2.WatchPoliciesRequest(channel="stable"))
+    first = await watching.read()
+    watching.cancel()
+    assert first.traceparent.split("-")[1] == trace_id
+
+
 async def test_a_crash_is_told_without_its_insides(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_: object) -> None:
         raise RuntimeError("deep down")
 
+    log = Mock()
     monkeypatch.setattr(policy_maker, "save_checkpoint", crash)
+    monkeypatch.setattr(worker, "log", log)
     error = await failure(trainer)
     assert error.startswith("internal error: RuntimeError")
-    assert "run-" in error
+    assert log.exception.call_args.kwargs["run_id"] in error
 
 
 async def test_an_unknown_run_is_not_found(trainer: Trainer) -> None:

@@ -14,7 +14,6 @@ import grpc
 import typer
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_runtime.channels import open_channel
-from gr4ad_runtime.log import get_logger
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -38,7 +37,6 @@ ENDED = frozenset(
 )
 
 policy_app = typer.Typer(help="List published policies and activate them.", no_args_is_help=True)
-_log = get_logger("train")
 
 
 class TrainingRunError(Exception):
@@ -71,6 +69,7 @@ async def train_and_wait(
     channel: str = "",
     request_id: str = "",
     progress: Callable[[training_pb2.TrainingRun], None] = lambda run: None,
+    away: Callable[[str], None] = lambda reason: None,
     outage_s: float = OUTAGE_S,
 ) -> training_pb2.TrainingRun:
     """Start a training run and wait for its end; cancelling the call cancels the run.
@@ -87,6 +86,7 @@ async def train_and_wait(
         channel: Channel to publish to; empty for none.
         request_id: Of the request; a known one joins the run that it started. Empty for a new run.
         progress: Called with the run whenever it was looked at.
+        away: Called with the reason whenever the trainer did not answer.
         outage_s: How long the trainer may be away at a time.
 
     Returns:
@@ -107,14 +107,14 @@ async def train_and_wait(
         stub = training_pb2_grpc.TrainingServiceStub(grpc_channel)
         run: training_pb2.TrainingRun | None = None
         try:
-            created = await _patiently(lambda: stub.CreateTrainingRun(request, timeout=CALL_TIMEOUT_S), outage_s)
+            created = await _patiently(lambda: stub.CreateTrainingRun(request, timeout=CALL_TIMEOUT_S), away, outage_s)
             run = created.training_run
             look = training_pb2.GetTrainingRunRequest(run_id=run.run_id)
             while run.state not in ENDED:
                 progress(run)
                 await asyncio.sleep(POLL_S)
                 run = (
-                    await _patiently(lambda: stub.GetTrainingRun(look, timeout=CALL_TIMEOUT_S), outage_s)
+                    await _patiently(lambda: stub.GetTrainingRun(look, timeout=CALL_TIMEOUT_S), away, outage_s)
                 ).training_run
         except asyncio.CancelledError:
             if run is not None:
@@ -128,7 +128,7 @@ async def train_and_wait(
     return run
 
 
-async def _patiently(call: Callable[[], Awaitable[T]], outage_s: float) -> T:
+async def _patiently(call: Callable[[], Awaitable[T]], away: Callable[[str], None], outage_s: float) -> T:
     give_up = time.monotonic() + outage_s
     while True:
         try:
@@ -136,7 +136,7 @@ async def _patiently(call: Callable[[], Awaitable[T]], outage_s: float) -> T:
         except grpc.aio.AioRpcError as error:
             if error.code() not in AWAY or time.monotonic() >= give_up:
                 raise
-            _log.warning("trainer away", reason=error.details())
+            away(error.details() or error.code().name)
         await asyncio.sleep(POLL_S)
 
 
@@ -244,6 +244,7 @@ def _train_with_bar(
                 seed=seed,
                 channel=channel,
                 progress=show,
+                away=lambda reason: bar.update(task, description="away"),
             )
         )
 
