@@ -23,6 +23,8 @@ from ad_generator.warm_up import warm_up
 
 log = get_logger(__name__)
 
+LONGEST_SILENCE_S: Final = 15.0
+"""The trainer sends heartbeats every few seconds; after this the connection counts as dead."""
 FIRST_BACK_OFF_S: Final = 0.5
 LONGEST_BACK_OFF_S: Final = 10.0
 
@@ -85,7 +87,9 @@ class PolicyFollower:
             tasks.create_task(self._adopt_latest(tasks))
 
     async def _watch(self) -> None:
-        announcements = reconnect(self._open, name=f"policies of channel {self._channel}", longest_wait_s=2.0)
+        announcements = reconnect(
+            self._open, name=f"policies of channel {self._channel}", silence_s=LONGEST_SILENCE_S, longest_wait_s=2.0
+        )
         async with aclosing(announcements):  # type: ignore[type-var]  # an asynchronous generator
             async for announcement in announcements:
                 if announcement.HasField("policy"):

@@ -37,6 +37,7 @@ class PolicyLoader:
             n_levels: SID levels that the beam widths are for.
         """
         self._store = store
+        self._base = store.uri("policies").removesuffix("policies")
         self._cache = cache
         self._device = device
         self._n_levels = n_levels
@@ -53,6 +54,11 @@ class PolicyLoader:
         ref = policy.policy
         if not SHA256.fullmatch(ref.sha256):
             raise PolicyRefusedError(f"sha256: {shorten(ref.sha256)}: give 64 lower-case hexadecimal digits")
+        if not policy.uri.startswith(self._base):
+            raise PolicyRefusedError(
+                f"uri: {shorten(policy.uri)}: not in the artifact store {self._base}: "
+                "set GR4AD_ARTIFACT_STORE to that of the trainer"
+            )
         folder = self._cache / ref.sha256
         if folder.exists():
             try:
@@ -61,7 +67,7 @@ class PolicyLoader:
                 shutil.rmtree(folder)
         self._cache.mkdir(parents=True, exist_ok=True)
         try:
-            self._store.fetch_folder(policy.uri, folder)
+            self._store.fetch_folder(policy.uri.removeprefix(self._base), folder)
         except (NotFoundError, DataLossError, InvalidArgumentError) as error:
             raise PolicyRefusedError(error.message) from error
         try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -41,6 +43,8 @@ SERVICES: Final = ("gr4ad.generation.v1.GenerationService", "inference.GRPCInfer
 SWITCH_INTERVAL_S: Final = 0.0005
 """Threads hand the interpreter over after at most this; the default of 5 ms would add up over a model call's steps."""
 
+LOADING_NICENESS: Final = 5
+
 
 async def serve_engine(settings: AdGeneratorSettings, model: GeneratorModel, kserve: ModelServer) -> int:
     """Serve until told to stop, and return the exit code.
@@ -68,7 +72,8 @@ def build_generator(
 ) -> None:
     """Register the generator's services with a server and start its background tasks; see `serve_engine`."""
     # One thread each, so that none of the three kinds of work waits for another.
-    inference, indexing, loading = (_thread(lifecycle, name) for name in ("inference", "indexing", "loading"))
+    inference, indexing = _thread(lifecycle, "inference"), _thread(lifecycle, "indexing")
+    loading = _thread(lifecycle, "loading", _step_back)
     sid_channel, training_channel, reward_channel = (
         _channel(lifecycle, address)
         for address in (settings.sid_assigner_address, settings.rspo_trainer_address, settings.reward_logger_address)
@@ -139,8 +144,14 @@ def _send_in_background(sender: ListSender, lifecycle: Lifecycle, drain_seconds:
     lifecycle.on_stop(flush)
 
 
-def _thread(lifecycle: Lifecycle, name: str) -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+def _step_back() -> None:
+    """Lower this thread's priority, so that a policy on its way in takes no time from the one that serves."""
+    if sys.platform == "linux":  # elsewhere priorities are those of whole processes
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
+
+
+def _thread(lifecycle: Lifecycle, name: str, prepare: Callable[[], None] = lambda: None) -> ThreadPoolExecutor:
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=prepare)
 
     async def shut_down() -> None:
         executor.shutdown(wait=False, cancel_futures=True)

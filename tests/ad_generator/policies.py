@@ -39,8 +39,7 @@ def publish(
     store = ArtifactStore(store_url)
     local = Path(store_url).parent / f"trained-{policy_id}"
     manifest = save_checkpoint(local, random_model(seed, level_sizes), policy_id, codebook_id, {}, {})
-    name = f"policies/{policy_id}"
-    store.publish_folder(local, name)
+    uri = store.publish_folder(local, f"policies/{policy_id}")
     return training_pb2.Policy(
-        policy=type_pb2.PolicyRef(policy_id=policy_id, codebook_id=codebook_id, sha256=manifest.sha256), uri=name
+        policy=type_pb2.PolicyRef(policy_id=policy_id, codebook_id=codebook_id, sha256=manifest.sha256), uri=uri
     )

@@ -58,7 +58,8 @@ async def test_a_roll_back_serves_the_old_answers(suite: Suite) -> None:
     await suite.serves("second")
     assert [ad.ad_id for ad in (await suite.ask(["ad-1-2-3"])).candidates] != [ad.ad_id for ad in before.candidates]
     sha256 = before.policy.sha256
-    neighbours.channel.activate(training_pb2.Policy(policy=before.policy, uri="policies/first"))
+    uri = f"{neighbours.store_url}/policies/first"
+    neighbours.channel.activate(training_pb2.Policy(policy=before.policy, uri=uri))
     await suite.serves("first")
     after = await suite.ask(["ad-1-2-3"])
     assert after.policy.sha256 == sha256
@@ -79,6 +80,10 @@ def _other_codebook(folder: Path, policy: training_pb2.Policy) -> None:
 
 def _other_name(folder: Path, policy: training_pb2.Policy) -> None:
     policy.policy.policy_id = "renamed"
+
+
+def _elsewhere(folder: Path, policy: training_pb2.Policy) -> None:
+    policy.uri = "/elsewhere/policies/bad"
 
 
 def _truncated(folder: Path, policy: training_pb2.Policy) -> None:
@@ -108,6 +113,7 @@ def _no_folder(folder: Path, policy: training_pb2.Policy) -> None:
         (_no_sha256, "64 lower-case hexadecimal digits"),
         (_other_codebook, "codebook_id: small: expected another"),
         (_other_name, "policy_id: bad: expected renamed"),
+        (_elsewhere, "set GR4AD_ARTIFACT_STORE to that of the trainer"),
         (_truncated, "truncated or altered"),
         (_one_bit_off, "truncated or altered"),
         (_no_manifest, "publish it first"),
@@ -118,7 +124,7 @@ async def test_a_bad_policy_is_refused_and_the_old_one_keeps_serving(suite: Suit
     neighbours = suite.neighbours
     before = await suite.ask(["ad-1-2-3"])
     bad = publish(neighbours.store_url, "bad", seed=9)
-    damage(Path(neighbours.store_url) / bad.uri, bad)
+    damage(Path(bad.uri), bad)
     neighbours.channel.activate(bad)
     await suite.reaches(lambda status: said in status.refused_policy, f"refused for {said}")
     status = await suite.status()
