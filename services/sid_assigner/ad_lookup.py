@@ -16,12 +16,12 @@ from sid_assigner.models import AdRow, AdSidRow, Identifier
 Row = tuple[Any, ...]
 
 
-def by_ads(codebook_id: str, ad_ids: Sequence[str]) -> Select[Row]:
+def by_ads(codebook_id: str, ad_ids: Sequence[str]) -> Select[*Row]:
     """Select these ads with their SIDs under a codebook."""
     return _ad_sids(codebook_id).where(AdRow.ad_id == any_(literal(list(ad_ids), ARRAY(Identifier))))
 
 
-def by_sid(codebook_id: str, codes: Sequence[int]) -> Select[Row]:
+def by_sid(codebook_id: str, codes: Sequence[int]) -> Select[*Row]:
     """Select the ad that has this SID under a codebook."""
     return _ad_sids(codebook_id).where(AdSidRow.semantic_codes == list(codes[:-1]), AdSidRow.business_code == codes[-1])
 
@@ -67,7 +67,7 @@ async def get_by_sid(session: AsyncSession, codebook: RegisteredCodebook, codes:
     return _ad_sid(row)
 
 
-def _ad_sids(codebook_id: str) -> Select[Row]:
+def _ad_sids(codebook_id: str) -> Select[*Row]:
     columns = (
         AdRow.ad_id,
         AdSidRow.codebook_id,

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from gr4ad_runtime.db import Database
@@ -96,12 +97,11 @@ class FeedReader:
             async with self._database.session(isolation="REPEATABLE READ") as session:
                 end = await feed_end(session)
                 rows = await session.stream(_entries(codebook.codebook_id).execution_options(yield_per=self._chunk))
-                async for chunk in rows.partitions():
-                    entries = [
-                        CatalogEntry(ad_id, (*semantic_codes, business_code), state, bid, advertiser, conversion_type)
-                        for ad_id, semantic_codes, business_code, state, bid, advertiser, conversion_type in chunk
-                    ]
-                    yield CatalogPart(codebook.codebook_id, entries, 0, False)
+                try:
+                    async for chunk in rows.partitions():
+                        yield CatalogPart(codebook.codebook_id, [_entry(row) for row in chunk], 0, False)
+                finally:
+                    await rows.close()
         finally:
             self._snapshots.release()
         yield CatalogPart(codebook.codebook_id, (), end, True)
@@ -116,23 +116,11 @@ class FeedReader:
     async def _changes(self, codebook: RegisteredCodebook, cursor: int) -> CatalogPart:
         async with self._database.session() as session:
             rows = (await session.execute(changes_after(codebook.codebook_id, cursor, self._chunk))).all()
-        entries = [
-            CatalogEntry(
-                row.ad_id,
-                (*row.semantic_codes, row.business_code),
-                row.state,
-                row.bid_micros,
-                row.advertiser_id,
-                row.conversion_type,
-                row.traceparent,
-                row.change_time,
-            )
-            for row in rows
-        ]
+        entries = [_entry(row, row.traceparent, row.change_time) for row in rows]
         return CatalogPart(codebook.codebook_id, entries, rows[-1].seq if rows else cursor, True)
 
 
-def changes_after(codebook_id: str, cursor: int, limit: int) -> Select[tuple[Any, ...]]:
+def changes_after(codebook_id: str, cursor: int, limit: int) -> Select[*tuple[Any, ...]]:
     """Select the next changes, with the SIDs of a codebook."""
     return (
         select(
@@ -155,7 +143,7 @@ def changes_after(codebook_id: str, cursor: int, limit: int) -> Select[tuple[Any
     )
 
 
-def _entries(codebook_id: str) -> Select[tuple[Any, ...]]:
+def _entries(codebook_id: str) -> Select[*tuple[Any, ...]]:
     return (
         select(
             AdRow.ad_id,
@@ -168,4 +156,17 @@ def _entries(codebook_id: str) -> Select[tuple[Any, ...]]:
         )
         .join(AdSidRow, AdSidRow.ad_id == AdRow.ad_id)
         .where(AdSidRow.codebook_id == codebook_id)
+    )
+
+
+def _entry(row: Any, traceparent: str = "", change_time: datetime | None = None) -> CatalogEntry:
+    return CatalogEntry(
+        ad_id=row.ad_id,
+        codes=(*row.semantic_codes, row.business_code),
+        state=row.state,
+        bid_micros=row.bid_micros,
+        advertiser_id=row.advertiser_id,
+        conversion_type=row.conversion_type,
+        traceparent=traceparent,
+        change_time=change_time,
     )

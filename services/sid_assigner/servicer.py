@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 import grpc
+import structlog
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_runtime import semconv
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.telemetry import current_traceparent
+from opentelemetry import trace
 
 from sid_assigner.ad_lookup import get_by_ad, get_by_ads, get_by_sid
 from sid_assigner.ad_update import update_ad
@@ -20,6 +23,12 @@ from sid_assigner.feed_reader import FeedReader
 from sid_assigner.translation import STATES, ad_sid_message, batch_of, catalog_message, codebook_message
 
 Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def _note(attributes: Mapping[str, str | int]) -> None:
+    """Put what a call is about into its span and its line of the access log."""
+    trace.get_current_span().set_attributes(attributes)
+    structlog.contextvars.bind_contextvars(**attributes)
 
 
 class SidServicer(sid_pb2_grpc.SidServiceServicer):
@@ -38,7 +47,9 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
         self, request: sid_pb2.BatchCreateAdSidsRequest, context: Context
     ) -> sid_pb2.BatchCreateAdSidsResponse:
         """Create ads with SIDs."""
+        _note({semconv.REQUEST_ID: request.request_id, semconv.BATCH_SIZE: len(request.ads)})
         created = await self._creator.create(batch_of(request, current_traceparent()))
+        _note({semconv.CATALOG_CURSOR: created.cursor})
         ad_sids = [ad_sid_message(ad_sid) for ad_sid in created.ad_sids]
         return sid_pb2.BatchCreateAdSidsResponse(ad_sids=ad_sids, catalog_cursor=created.cursor)
 
@@ -71,12 +82,14 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
             state=STATES[request.state] if request.HasField("state") else None,
             traceparent=current_traceparent(),
         )
+        _note({semconv.CATALOG_CURSOR: updated.cursor})
         return sid_pb2.UpdateAdResponse(ad_sid=ad_sid_message(updated.ad_sid), catalog_cursor=updated.cursor)
 
     async def ReadCatalog(
         self, request: sid_pb2.ReadCatalogRequest, context: Context
     ) -> AsyncIterator[sid_pb2.ReadCatalogResponse]:
         """Stream the catalogue."""
+        _note({semconv.CODEBOOK_ID: request.codebook_id, semconv.CATALOG_CURSOR: request.cursor})
         reading = self._reader.read(request.codebook_id, request.cursor, until_current=request.until_current)
         async with aclosing(reading) as parts:
             async for part in parts:
@@ -94,5 +107,6 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
         self, request: sid_pb2.ActivateCodebookRequest, context: Context
     ) -> sid_pb2.ActivateCodebookResponse:
         """Make a codebook the active one."""
+        _note({semconv.CODEBOOK_ID: request.codebook_id})
         codebook = await activate_codebook(self._database, self._registry, request.codebook_id)
         return sid_pb2.ActivateCodebookResponse(codebook=codebook_message(codebook))

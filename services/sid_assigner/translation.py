@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.sid.v1 import sid_pb2
 from gr4ad.type.v1 import type_pb2
 
@@ -60,8 +62,8 @@ def ad_sid_message(ad_sid: AdSid) -> sid_pb2.AdSid:
         conversion_type=CONVERSION_TYPE_NUMBERS[ad_sid.conversion_type],
         bid_micros=ad_sid.bid_micros,
         state=STATE_NUMBERS[ad_sid.state],
-        create_time=ad_sid.create_time,
-        update_time=ad_sid.update_time,
+        create_time=_timestamp(ad_sid.create_time),
+        update_time=_timestamp(ad_sid.update_time),
     )
 
 
@@ -84,7 +86,7 @@ def _entry_message(entry: CatalogEntry) -> sid_pb2.CatalogEntry:
         advertiser_id=entry.advertiser_id,
         conversion_type=CONVERSION_TYPE_NUMBERS[entry.conversion_type],
         traceparent=entry.traceparent,
-        change_time=entry.change_time,
+        change_time=None if entry.change_time is None else _timestamp(entry.change_time),
     )
 
 
@@ -97,5 +99,11 @@ def codebook_message(codebook: RegisteredCodebook) -> sid_pb2.Codebook:
         embedding_dim=codebook.embedding_dim,
         sha256=codebook.sha256,
         state=state,
-        create_time=codebook.create_time,
+        create_time=_timestamp(codebook.create_time),
     )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message

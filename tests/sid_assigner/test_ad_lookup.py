@@ -84,8 +84,8 @@ SET LOCAL session_replication_role = replica;
 INSERT INTO sid.codebook VALUES ('a', '{64,64,64}', 8, '', true, now()), ('b', '{64,64,64}', 8, '', false, now());
 INSERT INTO sid.ad SELECT 'ad-' || n, 'title ' || n, '', '{}', repeat('x', 200), 'account', 'product', 'purchase', 1,
     'active', NULL, now(), now() FROM generate_series(1, 10000) n;
-INSERT INTO sid.ad_sid SELECT c, 'ad-' || n, ARRAY[n % 64, n / 64 % 64], n / 4096
-    FROM generate_series(1, 80000) n, (VALUES ('a'), ('b')) codebooks (c);
+INSERT INTO sid.ad_sid SELECT c, 'ad-' || n, ARRAY[n % 256, n / 256], n % 64
+    FROM generate_series(1, 40000) n, (VALUES ('a'), ('b')) codebooks (c);
 INSERT INTO sid.catalog_change SELECT n, 'ad-' || n, 'active', 1, 'account', 'purchase', '', now()
     FROM generate_series(1, 10000) n;
 """

@@ -12,7 +12,7 @@ from sid_assigner.ads import make_ad
 from sid_assigner.batch_creator import ATTEMPTS
 from sqlalchemy import text
 
-from tests.sid_assigner.suite import Suite, make_ads
+from tests.sid_assigner.suite import Suite, make_ads, run_suite
 
 BATCHES = 24
 SIZE = 10
@@ -38,15 +38,16 @@ async def test_concurrent_writers_never_share_move_or_halve(suite: Suite, seed: 
     chance.shuffle(calls)
     answers: dict[str, list[sid_pb2.BatchCreateAdSidsResponse]] = {request_id: [] for request_id in requests}
 
-    async def send(request_id: str) -> None:
+    async def send(servers: list[Suite], request_id: str) -> None:
         await asyncio.sleep(chance.random() * 0.3)
-        answers[request_id].append(await suite.create(request_id, requests[request_id]))
+        answers[request_id].append(await chance.choice(servers).create(request_id, requests[request_id]))
 
     async def activate() -> None:
         await asyncio.sleep(0.1)
         await suite.activate("other")
 
-    await asyncio.gather(activate(), *(send(request_id) for request_id in calls))
+    async with run_suite(suite.settings, suite.codebooks) as twin:  # a second server on the same database
+        await asyncio.gather(activate(), *(send([suite, twin], request_id) for request_id in calls))
 
     for request_id, ads in requests.items():
         first, *others = answers[request_id]

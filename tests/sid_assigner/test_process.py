@@ -35,7 +35,7 @@ async def process(settings: SidAssignerSettings, port: int) -> AsyncIterator[asy
     try:
         async with open_channel(f"127.0.0.1:{port}") as channel:
             health = health_pb2_grpc.HealthStub(channel)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while True:
                     try:
                         answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
@@ -89,7 +89,7 @@ async def test_killed_and_started_again_it_holds_whole_batches_and_drains(
             except grpc.aio.AioRpcError as error:
                 code = error.code()
             assert code == grpc.StatusCode.UNAVAILABLE
-            assert await asyncio.wait_for(second.wait(), 5) == 0
+            assert await asyncio.wait_for(second.wait(), 20) == 0
 
 
 async def _outcome(stub: sid_pb2_grpc.SidServiceAsyncStub, request: sid_pb2.BatchCreateAdSidsRequest) -> None:

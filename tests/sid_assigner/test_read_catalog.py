@@ -215,14 +215,31 @@ async def test_a_silent_feed_sends_heartbeats_with_the_cursor(suite: Suite) -> N
     assert 0.2 < time.monotonic() - started < 3.0  # the suite's heartbeat is 0.2 s
 
 
-async def test_a_stuck_snapshot_reader_does_not_keep_others_from_working(suite: Suite) -> None:
-    await suite.create("base", make_ads(200))
-    stuck = [suite.stub.ReadCatalog(sid_pb2.ReadCatalogRequest()) for _ in range(8)]
+async def test_readers_stuck_in_a_snapshot_leave_connections_to_others(suite: Suite) -> None:
+    await suite.create("base", make_ads(1))
+    async with suite.database.session() as session:  # a catalogue larger than what fits between server and reader
+        columns = "'', '', '{}', '', repeat('x', 2000), 'product', 'click', 0, 'active', NULL, now(), now()"
+        await session.execute(
+            text(f"INSERT INTO sid.ad SELECT 'filler-' || n, {columns} FROM generate_series(1, 4000) n")
+        )
+        await session.execute(
+            text(
+                "INSERT INTO sid.ad_sid SELECT 'small', 'filler-' || n, ARRAY[n % 8, n / 8 % 8], 1000 + n "
+                "FROM generate_series(1, 4000) n"
+            )
+        )
+    stuck = [suite.stub.ReadCatalog(sid_pb2.ReadCatalogRequest()) for _ in range(suite.settings.concurrent_snapshots)]
     for call in stuck:
-        await call.read()
-    await suite.stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id="ad-1", bid_micros=3), timeout=5)
-    parts = [part async for part in read(suite, until_current=True)]
-    assert sum(len(part.entries) for part in parts) == 200
+        assert (await call.read()).entries
+    waiting = suite.stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True))
+    for _ in range(2):
+        part = await waiting.read()
+        assert (list(part.entries), part.cursor, part.snapshot_complete) == ([], 0, False)
+    await suite.stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id="ad-0", bid_micros=3), timeout=5)
+    for call in stuck:
+        call.cancel()
+    entries = [entry async for part in waiting for entry in part.entries]
+    assert len(entries) == 4001
 
 
 async def test_a_cursor_past_the_end_is_out_of_range(suite: Suite) -> None:
