@@ -21,9 +21,10 @@ from grpc_reflection.v1alpha import reflection
 
 from gr4ad_runtime.channels import MESSAGE_BYTES
 from gr4ad_runtime.errors import AddressInUseError, Gr4adError, InvalidArgumentError
-from gr4ad_runtime.interceptors import DrainInterceptor, server_interceptors
+from gr4ad_runtime.interceptors import server_interceptors
 from gr4ad_runtime.log import configure_logging, get_logger
 from gr4ad_runtime.settings import ServiceSettings
+from gr4ad_runtime.stream_drain import StreamDrain
 from gr4ad_runtime.telemetry import configure_telemetry
 
 Build = Callable[[grpc.aio.Server, "Lifecycle"], Awaitable[None]]
@@ -55,7 +56,7 @@ class Lifecycle:
         self.failure: BaseException | None = None
         self.service_names = tuple(service_names)
         self.health = health_aio.HealthServicer()
-        self.streams = DrainInterceptor()
+        self.streams = StreamDrain()
         self._ready = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._hooks: list[Callable[[], Awaitable[None]]] = []

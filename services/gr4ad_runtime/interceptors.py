@@ -79,10 +79,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return wrapped
 
     def _wrap(self, method: str, handler: Handler) -> Handler:
-        behaviour = cast(
-            Callable[..., Any],
-            handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
-        )
+        behaviour = behaviour_of(handler)
 
         def incoming(request: Any) -> Any:
             if handler.request_streaming:
@@ -99,16 +96,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 async for answer in behaviour(incoming(request), context):
                     yield answer
 
-        # A coroutine that streams writes its answers to the context itself.
-        generates = handler.response_streaming and not inspect.iscoroutinefunction(behaviour)
-        make = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[(handler.request_streaming, handler.response_streaming)]
-        made: Handler = make(stream if generates else unary, handler.request_deserializer, handler.response_serializer)
-        return made
+        return with_behaviour(handler, stream if generates_answers(handler) else unary)
 
     async def _checked(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
@@ -222,45 +210,34 @@ class ValidationInterceptor(CallInterceptor):
         validate(message)
 
 
-class DrainInterceptor(CallInterceptor):
-    """Knows the streams under way, and ends them at a stop so that their readers move to another server at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._streams: set[asyncio.Task[Any]] = set()
-        self._draining = False
-
-    def end_streams(self) -> None:
-        """End every stream with UNAVAILABLE; new ones end at once."""
-        self._draining = True
-        for task in self._streams:
-            task.cancel()
-
-    def _wrap(self, method: str, handler: Handler) -> Handler:
-        return super()._wrap(method, handler) if handler.response_streaming else handler
-
-    @asynccontextmanager
-    async def around(self, method: str, context: ServicerContext) -> AsyncIterator[None]:
-        """Keep track of one stream."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._streams.add(task)
-        try:
-            if self._draining:
-                raise asyncio.CancelledError
-            yield
-        except asyncio.CancelledError:
-            if not self._draining:
-                raise
-            task.uncancel()
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "the server stops; connect again")
-        finally:
-            self._streams.discard(task)
-
-
 def server_interceptors(*inner: grpc.aio.ServerInterceptor) -> Sequence[grpc.aio.ServerInterceptor]:
     """Return the interceptors of a server, the outermost first; `inner` ones come last."""
     return [TraceInterceptor(), AccessLogInterceptor(), ErrorInterceptor(), ValidationInterceptor(), *inner]
+
+
+def behaviour_of(handler: Handler) -> Callable[..., Any]:
+    """Return the servicer's method behind a handler."""
+    return cast(
+        Callable[..., Any],
+        handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream,
+    )
+
+
+def generates_answers(handler: Handler) -> bool:
+    """Tell whether a method is an asynchronous generator; a coroutine that streams writes to the context itself."""
+    return bool(handler.response_streaming) and not inspect.iscoroutinefunction(behaviour_of(handler))
+
+
+def with_behaviour(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
+    """Return a handler like `handler` with another method behind it."""
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[(handler.request_streaming, handler.response_streaming)]
+    made: Handler = make(behaviour, handler.request_deserializer, handler.response_serializer)
+    return made
 
 
 def status_of(context: ServicerContext, error: BaseException | None = None) -> grpc.StatusCode:

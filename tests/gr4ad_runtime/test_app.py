@@ -68,7 +68,7 @@ async def test_a_stop_lets_calls_finish_and_ends_streams(free_port: Callable[[],
             assert await is_ready(f"127.0.0.1:{port}")
             stub = training_pb2_grpc.TrainingServiceStub(channel)
             slow = asyncio.ensure_future(
-                _collect(stub.GetTrainingRun(training_pb2.GetTrainingRunRequest(run_id="sleep-700")))
+                _collect(stub.GetTrainingRun(training_pb2.GetTrainingRunRequest(run_id="sleep-2000")))
             )
             stream = stub.WatchPolicies(training_pb2.WatchPoliciesRequest(channel="sleep-60000"))
             await stream.read()
@@ -77,7 +77,7 @@ async def test_a_stop_lets_calls_finish_and_ends_streams(free_port: Callable[[],
                 await stream.read()
             assert raised.value.code() is grpc.StatusCode.UNAVAILABLE
             assert not slow.done()
-            assert (await slow).training_run.run_id == "sleep-700"
+            assert (await slow).training_run.run_id == "sleep-2000"
         output, _ = await asyncio.to_thread(running.communicate, timeout=10.0)
     assert running.returncode == 0
     events = [json.loads(line)["event"] for line in output.splitlines() if line.startswith("{")]
