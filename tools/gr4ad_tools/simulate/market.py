@@ -57,6 +57,7 @@ class Market:
 
     Users and ads are numbered from 0; `user_index` and `ad_index` translate public ids. Times are unix seconds: the log
     runs from `start` to `end`, and online time follows. Responses move the market on: users tire, budgets are spent.
+    From then on time must not go back: what was spent and seen is known as of the latest time only.
     """
 
     def __init__(self, name: str = "steady", seed: int = 0, config: MarketConfig | None = None, **changes: Any) -> None:

@@ -14,6 +14,7 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 START = 1_736_121_600.0  # Monday, 6 January 2025, midnight UTC
+BURST_MARGIN_S = 1_800.0  # the usual rate of a burst is that from so long before it to so long after
 REQUEST_GAP_S = 45.0  # mean time between two requests of a session
 
 
@@ -47,7 +48,7 @@ def day_arrivals(config: MarketConfig, users: Users, day: int, rng: np.random.Ge
     """Draw the requests of one day.
 
     A user has Poisson(activity) sessions, each at the favourite hour plus normal noise, of a geometric number of
-    requests. In a burst the usual rate is multiplied: requests of users drawn by activity are added.
+    requests. In a burst the rate of the hour around it is multiplied: requests of users drawn by activity are added.
     """
     sessions_U = rng.poisson(users.activity_U)
     session_users = np.repeat(np.arange(len(users)), sessions_U)
@@ -72,7 +73,8 @@ def _burst(
 ) -> tuple[IntArray, FloatArray]:
     length = config.burst_minutes * 60.0
     start = rng.uniform(0.0, DAY_S - length)
-    usual = len(times_R) * length / DAY_S  # the mean over the day: the hour's own rate would be a few requests
+    around = (times_R >= start - BURST_MARGIN_S) & (times_R < start + length + BURST_MARGIN_S)
+    usual = around.sum() * length / (length + 2 * BURST_MARGIN_S)
     count = rng.poisson((config.burst_factor - 1.0) * usual)
     chosen = rng.choice(len(users), size=count, p=users.activity_U / users.activity_U.sum())
     return chosen, start + rng.random(count) * length
