@@ -44,20 +44,20 @@ async def test_every_reader_hears_of_the_stop(kind: type[Flood]) -> None:
     servicer = kind()
     async with serving(servicer) as (address, lifecycle), grpc.aio.insecure_channel(address) as channel:
         stub = training_pb2_grpc.TrainingServiceStub(channel)
-        started = asyncio.Semaphore(0)
+        started = [asyncio.Event() for _ in range(8)]
 
-        async def read() -> grpc.StatusCode:
+        async def read(event: asyncio.Event) -> grpc.StatusCode:
             stream = stub.WatchPolicies(WATCH)
             try:
                 async for _ in stream:
-                    started.release()
+                    event.set()
             except grpc.aio.AioRpcError as error:
                 return error.code()
             return grpc.StatusCode.OK
 
-        readers = [asyncio.create_task(read()) for _ in range(8)]
-        for _ in readers:
-            await started.acquire()
+        readers = [asyncio.create_task(read(event)) for event in started]
+        for event in started:
+            await event.wait()
         lifecycle.streams.end_streams()
         async with asyncio.timeout(10.0):
             codes = await asyncio.gather(*readers)
