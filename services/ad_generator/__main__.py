@@ -11,6 +11,8 @@ from gr4ad_runtime.log import configure_logging, get_logger
 
 from ad_generator.settings import AdGeneratorSettings
 
+NAME = "ad_generator"
+
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code."""
@@ -34,8 +36,6 @@ def main() -> int:
         return EXIT_MISCONFIGURED
     return server.exit_code
 
-
-NAME = "ad_generator"
 
 if __name__ == "__main__":
     sys.exit(main())

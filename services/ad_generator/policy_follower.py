@@ -124,6 +124,10 @@ class PolicyFollower:
                 self._refuse(ref.policy_id, error.message)
             except Gr4adError as error:
                 log.warning("policy_delayed", policy_id=ref.policy_id, error=error.message)
+            except Exception as error:  # whatever a policy does to its loader, the one before it keeps serving
+                log.exception("policy_crashed", policy_id=ref.policy_id)
+                self._refuse(ref.policy_id, f"{type(error).__name__}: {error}")
+                return
             else:
                 return
             await asyncio.sleep(back_off * random.uniform(0.5, 1.0))

@@ -11,7 +11,7 @@ from gr4ad.training.v1 import training_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
 from gr4ad_runtime.artifacts import ArtifactStore
-from gr4ad_runtime.errors import DataLossError, InvalidArgumentError, NotFoundError, shorten
+from gr4ad_runtime.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError, shorten
 
 from ad_generator.engine import LoadedPolicy
 
@@ -51,6 +51,16 @@ class PolicyLoader:
             PolicyRefusedError: The policy is not there, not what was published, or not for this engine.
             Gr4adError: The store cannot be reached, or the disk is full; another attempt may succeed.
         """
+        try:
+            return self._fetch_and_load(policy)
+        except OSError as error:
+            raise UnavailableError(
+                "policy_cache",
+                self._cache,
+                f"{error.strerror}: set GR4AD_POLICY_CACHE to a folder that can be written and has room",
+            ) from error
+
+    def _fetch_and_load(self, policy: training_pb2.Policy) -> LoadedPolicy:
         ref = policy.policy
         if not SHA256.fullmatch(ref.sha256):
             raise PolicyRefusedError(f"sha256: {shorten(ref.sha256)}: give 64 lower-case hexadecimal digits")

@@ -85,6 +85,7 @@ class Suite:
     settings: AdGeneratorSettings
     lifecycle: Lifecycle
     server: grpc.aio.Server
+    address: str
     client: grpc.aio.Channel
     stub: Any
 
@@ -128,10 +129,10 @@ async def run_generator(neighbours: Neighbours, **values: Any) -> AsyncIterator[
     kserve.register_model(model)
     build_generator(settings, model, kserve, server, lifecycle)
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as client:
-        suite = Suite(
-            neighbours, settings, lifecycle, server, client, generation_pb2_grpc.GenerationServiceStub(client)
-        )
+    address = f"127.0.0.1:{port}"
+    async with grpc.aio.insecure_channel(address) as client:
+        stub = generation_pb2_grpc.GenerationServiceStub(client)
+        suite = Suite(neighbours, settings, lifecycle, server, address, client, stub)
         try:
             yield suite
         finally:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import numpy as np
 import pytest
 from ad_generator.open_inference import INPUTS
@@ -18,6 +21,7 @@ from tests.ad_generator.neighbours import eventually
 from tests.ad_generator.policies import publish
 from tests.ad_generator.suite import Neighbours, Suite, request, run_generator
 
+REPOSITORY = Path(__file__).parents[2]
 HISTORY = ["ad-0-1-2", "gone", "ad-3-4-5"]
 TIMES = [1_690_000_000.5, float("nan"), 1_699_999_990.0]
 
@@ -80,6 +84,16 @@ async def test_both_protocols_give_the_same_candidates(suite: Suite, raw: bool) 
     rewards = suite.neighbours.rewards
     await eventually(lambda: {"v2", "typed"} <= set(rewards.lists), "both are logged")
     assert list(rewards.lists["v2"].user_context.history) == list(typed().user_context.history)
+
+
+async def test_the_example_of_the_readme_works(suite: Suite, capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, rest = (REPOSITORY / "services" / "ad_generator" / "README.md").read_text().partition("```python\n")
+    example = rest.partition("```")[0].replace("B0009RF9DW", "ad-0-1-2").replace("127.0.0.1:50052", suite.address)
+    capsys.readouterr()
+    await eval(compile(example, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), {})
+    expected = await suite.ask(["ad-0-1-2"], count=10)
+    printed = capsys.readouterr().out
+    assert all(f"b'{ad.ad_id}'" in printed for ad in expected.candidates)
 
 
 async def test_a_cold_start_without_candidates_has_empty_tensors(neighbours: Neighbours) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from ad_generator.policy_loader import KEPT_POLICIES
+from ad_generator.policy_loader import KEPT_POLICIES, PolicyLoader
 from gr4ad.training.v1 import training_pb2
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.errors import UnavailableError
@@ -198,6 +198,24 @@ async def test_an_unreachable_store_delays_a_policy_until_it_is_back(
     await suite.serves("second")
     assert len(attempts) == 3
     assert not (await suite.status()).refused_policy
+
+
+async def test_a_cache_that_cannot_be_written_is_named(neighbours: Neighbours, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    loader = PolicyLoader(ArtifactStore(neighbours.store_url), tmp_path / "file" / "cache", "cpu", 3)
+    with pytest.raises(UnavailableError, match=f"policy_cache: {tmp_path}.*GR4AD_POLICY_CACHE"):
+        loader.load(publish(neighbours.store_url, "second", seed=2))
+
+
+async def test_a_policy_that_crashes_its_loader_is_refused(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*args: object, **kwargs: object) -> None:
+        raise MemoryError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ad_generator.policy_loader.load_checkpoint", crash)
+        suite.neighbours.channel.activate(publish(suite.neighbours.store_url, "second", seed=2))
+        await suite.reaches(lambda status: "MemoryError: out of memory" in status.refused_policy, "refused")
+    assert (await suite.ask()).policy.policy_id == "first"
 
 
 async def test_the_cache_keeps_the_latest_policies_only(suite: Suite) -> None:
