@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from gr4ad_core.model.lazy_ar import TokenOutputs
 
@@ -90,10 +90,10 @@ def token_loss(
     """Return L_SID and L_eCPM of each sample, `[B]` each."""
     sid_loss_B = torch.zeros_like(ecpm_logits[:, 0])
     for level, logits_BV in enumerate(level_logits):
-        sid_loss_B = sid_loss_B + F.cross_entropy(
+        sid_loss_B = sid_loss_B + cross_entropy(
             logits_BV, sids_BT[:, level], reduction="none", label_smoothing=label_smoothing
         )
-    return sid_loss_B, F.cross_entropy(ecpm_logits, ecpm_bucket_B, reduction="none")
+    return sid_loss_B, cross_entropy(ecpm_logits, ecpm_bucket_B, reduction="none")
 
 
 def vsl_loss(
