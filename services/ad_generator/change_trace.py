@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from gr4ad_runtime import semconv
-from gr4ad_runtime.telemetry import context_of, tracer
-
-SAMPLED: Final = "01"
+from gr4ad_runtime.telemetry import context_of, is_sampled, tracer
 
 
 def record_applied_changes(changes: dict[str, int], codebook_id: str, cursor: int) -> None:
@@ -19,10 +15,11 @@ def record_applied_changes(changes: dict[str, int], codebook_id: str, cursor: in
         cursor: Position in the catalogue feed up to which the index holds every change.
     """
     for traceparent, arrived_ns in changes.items():
-        if traceparent.endswith(SAMPLED):
+        parent = context_of(traceparent)
+        if is_sampled(parent):
             span = tracer(__name__).start_span(
                 semconv.SPAN_APPLY_CATALOG_CHANGES,
-                context_of(traceparent),
+                parent,
                 attributes={semconv.CODEBOOK_ID: codebook_id, semconv.CATALOG_CURSOR: cursor},
                 start_time=arrived_ns,
             )

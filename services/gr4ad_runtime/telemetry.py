@@ -96,3 +96,8 @@ def current_traceparent() -> str:
 def context_of(traceparent: str) -> Context:
     """Return the trace context that a W3C traceparent names: an empty one where it is empty or malformed."""
     return _trace_context.extract({"traceparent": traceparent}, context=Context())
+
+
+def is_sampled(context: Context) -> bool:
+    """Tell whether the trace that a context belongs to is being recorded."""
+    return trace.get_current_span(context).get_span_context().trace_flags.sampled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gr4ad_runtime import semconv
-from gr4ad_runtime.telemetry import context_of, meter, tracer
+from gr4ad_runtime.telemetry import context_of, is_sampled, meter, tracer
 from opentelemetry import trace
 
 from reward_logger.list_store import ServedList
@@ -27,7 +27,7 @@ def lists_stored(lists: Sequence[ServedList], start_ns: int) -> None:
     links = [trace.Link(call)] if call.is_valid else []
     for served in lists:
         parent = context_of(served.traceparent)
-        if not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
+        if not is_sampled(parent):
             continue
         _tracer.start_span(
             semconv.SPAN_STORE_SERVED_LISTS,
