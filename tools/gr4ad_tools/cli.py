@@ -42,12 +42,15 @@ def demo(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    preset: Annotated[
+        str, typer.Option(help="Training recipe; demo on a simulated market and default on a data folder.")
+    ] = "",
 ) -> None:
     """Run the whole loop here and write summary.json and report.html; interrupted, it goes on where it was."""
     console = Console()
     command = " ".join(["gr4ad", *sys.argv[1:]])
     try:
-        document = asyncio.run(run_demo(DemoOptions(data_folder, out, seed, command), console))
+        document, _ = asyncio.run(run_demo(DemoOptions(data_folder, out, seed, preset, command), console))
     except (DataError, OutputFolderError, train.TrainingRunError, Gr4adError) as error:
         console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None

@@ -45,12 +45,14 @@ class DemoOptions:
         data: Normalised data folder; none for a simulated market.
         out: Folder of the run, its summary and its report.
         seed: Of the market, the codebook, the training and the users drawn.
+        preset: Named training recipe; empty for `demo` on a simulated market and `default` on a data folder.
         command: The command as given, for the summary.
     """
 
     data: Path | None
     out: Path
     seed: int
+    preset: str
     command: str
 
 
@@ -58,11 +60,11 @@ class DataError(Exception):
     """The data folder cannot be used; the text lists why."""
 
 
-async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
+async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, Any], Record]:
     """Run the demo, or go on with an interrupted one of the same options.
 
     Returns:
-        The summary, which is also in `summary.json` beside `report.html` in the output folder.
+        The summary, which is also in `summary.json` beside `report.html` in the output folder, and what it is made of.
 
     Raises:
         DataError: The data folder has problems.
@@ -75,7 +77,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
         if options.data
         else {"market": SCENARIO, "market_version": version_hash(SCENARIOS[SCENARIO]())}
     )
-    state = RunState.open(options.out, {**source, "seed": options.seed})
+    state = RunState.open(options.out, {**source, "seed": options.seed, "preset": options.preset})
     earlier_seconds = float(state.results.get("seconds", 0.0))
     record = Record(source=f"Data folder {options.data.name}" if options.data else "Simulated market")
     with Steps(console, record.phase_seconds) as steps:
@@ -104,7 +106,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
                 await ingest.ingest_folder(folder, suite.addresses["sid_assigner"], progress=phase.update)
                 record.sids_NT, _ = await phases.read_sids(channels["sid_assigner"])
                 record.figures |= phases.sid_figures(record.sids_NT, record.level_sizes)
-            preset = "demo" if options.data is None else "default"
+            preset = options.preset or ("default" if options.data else "demo")
             policies = []
             for name, epochs, channel in (
                 ("Train the policy", 0, CHANNEL),
@@ -153,7 +155,7 @@ async def run_demo(options: DemoOptions, console: Console) -> dict[str, Any]:
     figures.write_json(options.out / "summary.json", document)
     write_report(options.out / "report.html", record, document)
     state.finish()
-    return document
+    return document, record
 
 
 def _prepare(options: DemoOptions, state: RunState, steps: Steps) -> Path:
