@@ -242,6 +242,7 @@ async def test_the_interceptors_cost_little() -> None:
                 costs[name].append((time.process_time() - start) / 40)
     for server in servers:
         await server.stop(None)
-    extra_us = 1e6 * (min(costs["with"]) - min(costs["without"]))
-    print(f"{extra_us:.0f} µs a call")
-    assert extra_us < 200.0
+    alone, all_of_it = (1e6 * min(costs[name]) for name in ("without", "with"))
+    print(f"{all_of_it - alone:.0f} µs a call over {alone:.0f}")
+    # A share, since a busy machine slows both: on an idle core it is a tenth of a millisecond.
+    assert all_of_it < 1.8 * alone

@@ -28,7 +28,7 @@ from gr4ad_tools.process_guard import ProcessGuard
 VERSION = 18
 START_SECONDS = 60.0
 STOP_SECONDS = 30.0
-# A fresh cluster takes 40 MiB, and WAL may grow to 1 GiB under load before a checkpoint trims it.
+# A fresh cluster takes 40 MiB; the rest is room for its log, and time to notice a disk that fills up.
 MIN_FREE_BYTES = 256 * 1024 * 1024
 
 
