@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -240,6 +242,25 @@ def test_the_train_command_says_what_is_wrong(arguments: list[str], message: str
         result = CliRunner().invoke(app, ["train", *arguments, "--address", address])
     assert result.exit_code == 1
     assert message in result.output
+
+
+async def test_ctrl_c_cancels_the_run() -> None:
+    double = TrainerDouble(RUNNING)
+    program = "import typer; from gr4ad_tools.train import train_command; typer.run(train_command)"
+    async with serving(double) as address:
+        command = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", program, "--log-cursor", "0", "--address", address),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        async with asyncio.timeout(60):
+            while not double.requests:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(0.2)
+            command.send_signal(signal.SIGINT)
+            _, errors = await command.communicate()
+    assert command.returncode == 130
+    assert b"training run cancelled" in errors
+    assert double.cancelled == ["run-1"]
 
 
 def test_commands_list_and_activate() -> None:

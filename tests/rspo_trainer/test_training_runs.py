@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import grpc
 import pytest
-from gr4ad.training.v1 import training_pb2
+from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_core.learning.checkpoint import load_checkpoint
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.channels import open_channel
@@ -21,7 +21,8 @@ from gr4ad_runtime.errors import ResourceExhaustedError, UnavailableError
 from rspo_trainer import policy_maker, worker
 from rspo_trainer.models import RUNNING, TrainingRunRow
 from rspo_trainer.run_queue import RunQueue
-from sqlalchemy import update
+from rspo_trainer.settings import RspoTrainerSettings
+from sqlalchemy import select, update
 
 from tests.oracles.chain_folder import write_chain_folder
 from tests.rspo_trainer.conftest import Trainer, running_trainer
@@ -41,6 +42,17 @@ async def policies(trainer: Trainer) -> list[training_pb2.Policy]:
 def published(trainer: Trainer) -> list[str]:
     root = Path(trainer.settings.artifact_store)
     return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+async def stored(database: Database, run_id: str) -> TrainingRunRow:
+    async with database.session() as session:
+        return (await session.scalars(select(TrainingRunRow).where(TrainingRunRow.run_id == run_id))).one()
+
+
+async def begun(database: Database, run_id: str, attempt: int) -> None:
+    async with asyncio.timeout(60):
+        while (row := await stored(database, run_id)).attempt < attempt or row.state != RUNNING or row.step == 0:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_run_trains_and_publishes_a_policy_that_loads(trainer: Trainer, tmp_path: Path) -> None:
@@ -131,24 +143,36 @@ async def test_runs_wait_for_each_other_and_cancel_queued_or_running(trainer: Tr
     }
 
 
-async def test_a_stopped_trainer_gives_its_run_back_and_the_next_one_takes_it_up(
-    trainer: Trainer, database: Database
+async def test_a_stopped_trainer_puts_its_run_back_and_a_crashed_one_is_settled_by_the_next(
+    settings: RspoTrainerSettings, database: Database, tmp_path: Path
 ) -> None:
-    run = await trainer.create(epochs=ENDLESS)
-    await trainer.until(run.run_id, lambda run: run.step > 0)
-    # Another process of the same service comes up, believes the run orphaned, and takes it over.
-    async with running_trainer(trainer.settings) as address, open_channel(address) as channel:
-        await trainer.until(run.run_id, lambda run: run.state == RUNNING_STATE and run.step > 0)
-        async with database.session() as session:
-            row = await session.get(TrainingRunRow, run.run_id)
-            assert row is not None
-            assert (row.state, row.attempt) == (RUNNING, 2)
-        assert channel.get_state() is not None
-    # The second one was stopped; the first one takes the run up again.
-    await trainer.stub.CreateTrainingRun(trainer.request("wake", epochs=1))
-    await trainer.until(run.run_id, lambda run: run.state == RUNNING_STATE and run.step > 0)
-    await trainer.stub.CancelTrainingRun(training_pb2.CancelTrainingRunRequest(run_id=run.run_id))
-    assert (await trainer.end_of(run.run_id)).state == CANCELLED
+    folder = write_chain_folder(tmp_path / "data", 40)
+    async with running_trainer(settings) as address, open_channel(address) as channel:
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        request = training_pb2.CreateTrainingRunRequest(request_id="request", preset="tiny", epochs=ENDLESS)
+        request.data_folder.path = str(folder)
+        run_id = (await stub.CreateTrainingRun(request)).training_run.run_id
+        await begun(database, run_id, 1)
+    row = await stored(database, run_id)
+    assert (row.state, row.attempt, row.crashes, row.step, row.loss_steps) == ("queued", 1, 0, 0, [])
+
+    async with database.session() as session:
+        await session.execute(update(TrainingRunRow).values(state=RUNNING, step=3))
+    async with running_trainer(settings) as address, open_channel(address) as channel:
+        await begun(database, run_id, 2)
+        assert (await stored(database, run_id)).crashes == 1
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        await stub.CancelTrainingRun(training_pb2.CancelTrainingRunRequest(run_id=run_id))
+
+
+async def test_a_run_that_another_process_took_over_is_left_alone(trainer: Trainer, database: Database) -> None:
+    run = await trainer.create("taken", epochs=ENDLESS)
+    await begun(database, run.run_id, 1)
+    async with database.session() as session:
+        await session.execute(update(TrainingRunRow).values(attempt=2, step=12345))
+    assert (await trainer.end_of((await trainer.create("next", epochs=1)).run_id)).state == SUCCEEDED
+    row = await stored(database, run.run_id)
+    assert (row.state, row.attempt, row.step) == (RUNNING, 2, 12345)
 
 
 async def test_a_run_that_stopped_the_trainer_too_often_fails(trainer: Trainer, database: Database) -> None:
