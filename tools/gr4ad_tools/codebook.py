@@ -26,7 +26,8 @@ from rich.table import Table
 from gr4ad_tools.call_error import describe, leave
 
 ARTIFACT_FOLDER = "codebooks"
-EMBEDDING_DIM = 128
+# On Amazon Beauty, with unscaled directions, users' next ads share a first code in 5.4 % of pairs, with 128 in 4.5 %.
+EMBEDDING_DIM = 256
 LIST_TIMEOUT_S = 30.0
 ACTIVATE_TIMEOUT_S = 600.0  # every known ad gets a SID within the call
 DEFAULT_ADDRESS = "127.0.0.1:50051"

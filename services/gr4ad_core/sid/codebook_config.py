@@ -17,7 +17,7 @@ class CodebookConfig:
 
     level_sizes: tuple[int, ...]
     """Codes V_t of every level, coarse to fine; the last is the business level."""
-    embedding_dim: int = 128
+    embedding_dim: int = 256
     """Length D of the vectors that it quantises."""
     seed: int = 0
     """Of the sampling and the first centroids."""

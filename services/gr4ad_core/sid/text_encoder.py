@@ -23,8 +23,10 @@ MAX_FIT_TEXTS = 65_536  # a sample of this size fixes the leading directions
 POWER_ITERATIONS = 4
 OVERSAMPLING = 16
 CHUNK = 8_192  # texts encoded at a time
-# Coordinates are scaled by (singular value)^SPECTRUM_POWER: 1 lets a few broad topics drown the rest, 0 lifts noise.
-SPECTRUM_POWER = 0.5
+# Coordinates are scaled by (singular value)^SPECTRUM_POWER: 1 lets a few broad topics drown the rest, 0 makes the ads
+# of a small catalogue all equally unlike. On Amazon Beauty, users' next ads share a first code as often with 0.25 as
+# with 0 (5.45 % of pairs) and hardly less often with 0.5 (5.16 %).
+SPECTRUM_POWER = 0.25
 
 _ARRAYS = {"columns": np.int64, "idf": np.float32, "projection": np.float32}
 

@@ -20,13 +20,14 @@ FOLDER = Path(__file__).parents[4] / "shared" / "data" / "amazon_beauty_2014"
 def test_tells_real_ads_apart() -> None:
     items = read_items(FOLDER)[::3]
     sizes = default_level_sizes(len(items))
+    config = CodebookConfig(level_sizes=sizes)
     began = time.process_time()
     texts = [
         render(AdContent(i.title, i.brand, i.categories, i.description, i.advertiser_id, i.ad_type)) for i in items
     ]
-    encoder = TextEncoder.fit(texts, 128, 0)
+    encoder = TextEncoder.fit(texts, config.embedding_dim, 0)
     vectors = encoder.encode(texts)
-    codebook = fit_codebook(vectors, CodebookConfig(level_sizes=sizes), encoder)
+    codebook = fit_codebook(vectors, config, encoder)
     signals = [BusinessSignals(i.conversion_type, i.advertiser_id, i.item_id) for i in items]
     sids = codebook.assign(vectors, signals, lambda prefix: set())
     assert time.process_time() - began < 20

@@ -66,7 +66,7 @@ def test_directions_are_those_of_the_exact_decomposition() -> None:
     tf_idf *= np.log((1 + len(TEXTS)) / (1 + frequency[columns])) + 1
     tf_idf /= np.linalg.norm(tf_idf, axis=1, keepdims=True)
     left, singular, _ = np.linalg.svd(tf_idf, full_matrices=False)
-    expected = left[:, :3] * np.sqrt(singular[:3])
+    expected = left[:, :3] * singular[:3] ** text_encoder.SPECTRUM_POWER
     vectors = TextEncoder.fit(TEXTS, dim=3, seed=0).encode(TEXTS)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(vectors @ vectors.T, expected @ expected.T, atol=1e-3)
