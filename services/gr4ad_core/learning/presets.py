@@ -44,7 +44,7 @@ def demo(level_sizes: tuple[int, ...]) -> tuple[LazyArConfig, VslConfig]:
         tied_heads=True,
     )
     # Half of the demo's events are impressions without a response: a tenth of them is enough to know what is shown.
-    return model, VslConfig(epochs=5, batch_size=256, learning_rate=3e-3, impression_share=0.1)
+    return model, VslConfig(epochs=4, batch_size=256, learning_rate=3e-3, impression_share=0.1)
 
 
 def default(level_sizes: tuple[int, ...]) -> tuple[LazyArConfig, VslConfig]:

@@ -85,7 +85,7 @@ def sid_figures(sids_NT: NDArray[np.int64], level_sizes: Sequence[int]) -> dict[
 
 def baseline_figures(split: LeaveOneOut) -> dict[str, Figure]:
     """Return the ranking figures of popularity and of the transition graph on the same users."""
-    histories = split.histories()
+    histories = baselines.chosen_histories(split.interactions, split.users_M, split.targets_M)
     ranked = {
         "popularity_": baselines.popularity_rank(split.train, max(KS), histories),
         "transition_graph_": baselines.transition_graph_rank(split.train, histories, max(KS)),
