@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import math
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
 import pytest
 import torch
+from ad_generator.ad_table import AdTable
+from ad_generator.batcher import Batched
+from ad_generator.engine import Generated, LoadedPolicy, Stages
+from ad_generator.generation import Generation
+from ad_generator.list_sender import Served
 from ad_generator.ranking import ranking_order
 from gr4ad.generation.v1 import generation_pb2
+from gr4ad.sid.v1 import sid_pb2
 from gr4ad.type.v1 import type_pb2
+from gr4ad_core.decoding.beam_schedule import BeamPlan, Constraint
 from gr4ad_core.model.context import UserHistory, collate_contexts
 from gr4ad_runtime.app import drain
 
@@ -197,3 +205,29 @@ async def test_a_drain_sends_the_last_lists(neighbours: Neighbours) -> None:
         answers = await asyncio.gather(*(suite.ask() for _ in range(20)))
         await drain(suite.server, suite.lifecycle, 5.0)
     assert len(neighbours.rewards.lists) == len(answers) == 20
+
+
+async def test_an_answer_from_a_replaced_catalogue_is_checked_against_the_new_one() -> None:
+    old, new = AdTable(1), AdTable(1)
+    for table, states in ((old, (ACTIVE, ACTIVE, ACTIVE)), (new, (PAUSED, ACTIVE))):
+        for number, state in enumerate(states):
+            sid = type_pb2.SemanticId(codes=[number])
+            table.apply([sid_pb2.CatalogEntry(ad_id=f"ad-{number}", sid=sid, state=state)])
+    policy = LoadedPolicy(type_pb2.PolicyRef(policy_id="old"), random_model(1))
+    plan, stages = BeamPlan((3,), Constraint.SCHEDULE), Stages(0, 1, (1,), 1)
+    found = Generated(policy, old, [0, 1, 2], [[0], [1], [2]], [-1.0, -2.0, -3.0], [3, 2, 1], plan, stages, 0)
+    offered: list[Served] = []
+
+    async def submit(query: object, deadline: float) -> Batched[Generated]:
+        return Batched(found, 0, 0, 0, batch_size=1)
+
+    generation = Generation(
+        SimpleNamespace(state=SimpleNamespace(mirror=SimpleNamespace(table=new))),
+        SimpleNamespace(submit=submit),
+        SimpleNamespace(offer=offered.append),
+        channel="stable",
+        default_budget_us=1,
+    )
+    answer = await generation.generate(request(), None)
+    assert [ad.ad_id for ad in answer.candidates] == ["ad-1"]  # ad-0 was paused, ad-2 is not known there
+    assert [list(served.response.candidates) for served in offered] == [list(answer.candidates)]
