@@ -23,6 +23,7 @@ from gr4ad_tools.traffic import Answer, ask
 
 CANDIDATES = 128  # as many as the last beam level holds, so that presence does not hang on the ranking
 LANES = 2  # probes under way at a time
+POLL_S = 0.02  # between two looks, so that the probes are a small part of the traffic
 GIVE_UP_S = 5.0
 WATCH_PAUSED_S = 1.5
 # After this long a paused ad must be gone from every answer to a request sent since.
@@ -87,6 +88,7 @@ async def probe(
                 appeared = answer.received
             if appeared is not None or time.monotonic() - committed > GIVE_UP_S:
                 break
+            await asyncio.sleep(POLL_S)
         if appeared is None:
             delays.never_generated += 1
         delays.insert_ms.append(1000.0 * (GIVE_UP_S if appeared is None else appeared - committed))
@@ -100,6 +102,7 @@ async def probe(
                 last_seen = answer.received
             if time.monotonic() - paused > WATCH_PAUSED_S:
                 break
+            await asyncio.sleep(POLL_S)
         delays.pause_ms.append(1000.0 * (last_seen - paused))
 
     async def lane(number: int) -> None:
