@@ -12,6 +12,7 @@ from gr4ad_tools import live_index
 from gr4ad_tools.evaluation import ranking_figures, score
 from gr4ad_tools.live_index import dead_ads, probe
 from gr4ad_tools.traffic import Answer, run_users
+
 from tests.gr4ad_tools.generation_double import Catalogue, Generator, serving
 
 VISITS = [type_pb2.UserContext(user_id=f"u{n}", cold_start=True) for n in range(10)]
