@@ -132,10 +132,13 @@ async def test_the_commands_say_what_was_done_and_what_is_wrong(suite: Suite, tm
     sid = shown(by_ad.output)["sid"]
     assert shown(by_ad.output)["ad"] == "i3"
     assert len(sid.split(",")) == 3
+    both = await run("sid", "get", "i4", "i3")
+    assert [line.split()[1] for line in both.output.splitlines() if line.startswith("ad ")] == ["i4", "i3"]
+    assert shown(both.output) == shown(by_ad.output)  # the later one's fields stay
     by_sid = await run("sid", "get", "--sid", sid)
     assert shown(by_sid.output) == shown(by_ad.output)
     for arguments, fragment in {
-        ("sid", "get", "nobody"): "ad_id: 'nobody': no such ad",
+        ("sid", "get", "i3", "nobody"): "ad_ids[1]: 'nobody': no such ad",
         ("sid", "get", "--sid", "1,x"): "--sid: 1,x: give whole numbers",
         ("sid", "get"): "give one of them",
         ("ingest", str(tmp_path / "nowhere")): "nowhere",

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 from gr4ad_core.learning.data_folder import CLICK, Interactions, read_interactions
+from gr4ad_tools.data import app
 from gr4ad_tools.leave_one_out import leave_one_out, write_training_folder
+from gr4ad_tools.simulate import Market
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 N_ITEMS = 9
 sequences = st.lists(
@@ -83,3 +86,16 @@ def test_the_training_folder_reads_back_as_the_training_part(tmp_path: Path) -> 
     assert read.items.tolist() == split.train.items.tolist()
     assert read.behaviors.tolist() == split.train.behaviors.tolist()
     np.testing.assert_array_equal(read.timestamps, split.train.timestamps)
+
+
+def test_the_command_writes_the_training_part_and_says_what_is_wrong(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    Market("tiny", 1).write_folder(source)
+    done = CliRunner().invoke(app, ["hold-out", str(source), str(tmp_path / "training")])
+    assert done.exit_code == 0
+    split = leave_one_out(read_interactions(source))
+    assert read_interactions(tmp_path / "training").items.tolist() == split.train.items.tolist()
+    assert f"{len(split.users_M):,} users to score" in " ".join(done.output.split())
+    failed = CliRunner().invoke(app, ["hold-out", str(tmp_path / "nowhere"), str(tmp_path / "other")])
+    assert failed.exit_code == 1
+    assert not (tmp_path / "other").exists()

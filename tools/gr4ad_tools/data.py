@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from gr4ad_core.learning.data_folder import Problem, check_folder, read_interactions, read_items
+from gr4ad_core.learning.data_folder import DataFolderError, Problem, check_folder, read_interactions, read_items
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from gr4ad_tools.amazon import AmazonError, convert
+from gr4ad_tools.leave_one_out import leave_one_out, write_training_folder
 from gr4ad_tools.simulate import SCENARIOS, Market
 
 app = typer.Typer(no_args_is_help=True)
@@ -45,6 +46,24 @@ def problem_table(problems: list[Problem]) -> Table:
         where = f"{problem.file}:{problem.line}" if problem.line else problem.file
         table.add_row(*(_plain(cell) for cell in (where, problem.field, problem.value, problem.remedy)))
     return table
+
+
+@app.command("hold-out")
+def hold_out_command(
+    folder: Annotated[Path, typer.Argument(help="Data folder to split.")],
+    out: Annotated[Path, typer.Argument(help="Data folder to make, for training; `gr4ad eval` takes the whole one.")],
+) -> None:
+    """Write the part of a data folder that a policy may be trained on, without each user's last two chosen events."""
+    try:
+        split = leave_one_out(read_interactions(folder))
+    except DataFolderError as error:
+        console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
+    write_training_folder(folder, split.train, out)
+    console.print(
+        f"{len(split.train.items):,} of {len(split.interactions.items):,} interactions for training in {out}; "
+        f"{len(split.users_M):,} users to score"
+    )
 
 
 @app.command()

@@ -140,6 +140,20 @@ async def look_up(
     return response.ad_sid
 
 
+async def look_up_all(
+    sid_assigner_address: str, ad_ids: Sequence[str], *, codebook_id: str = ""
+) -> list[sid_pb2.AdSid]:
+    """Return ads by their ids, in their order; at most 1000.
+
+    Raises:
+        grpc.aio.AioRpcError: One of them does not exist.
+    """
+    request = sid_pb2.BatchGetAdSidsRequest(ad_ids=ad_ids, codebook_id=codebook_id)
+    async with open_channel(sid_assigner_address) as channel:
+        response = await sid_pb2_grpc.SidServiceStub(channel).BatchGetAdSids(request, timeout=CALL_TIMEOUT_S)
+    return list(response.ad_sids)
+
+
 def ingest_command(
     data_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder with items.jsonl[.gz].")],
     address: Annotated[
@@ -168,33 +182,43 @@ def ingest_command(
 
 @sid_app.command("get")
 def sid_get(
-    ad_id: Annotated[str, typer.Argument(help="The ad; leave it out to look up by --sid.")] = "",
+    ad_ids: Annotated[
+        list[str] | None, typer.Argument(metavar="[AD_ID]...", help="The ads; leave them out to look up by --sid.")
+    ] = None,
     sid: Annotated[str, typer.Option(help="A SID, as codes with commas: 12,7,301.")] = "",
     codebook: Annotated[str, typer.Option(help="Codebook of the SID; the active one by default.")] = "",
     address: Annotated[
         str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
     ] = DEFAULT_ADDRESS,
 ) -> None:
-    """Show an ad and its SID, by either of them."""
-    if bool(ad_id) == bool(sid):
+    """Show ads and their SIDs, by either of them."""
+    if bool(ad_ids) == bool(sid):
         leave("ad_id, --sid: both or none: give one of them")
     try:
-        codes = [int(code) for code in sid.split(",")] if sid else []
-        found = asyncio.run(look_up(address, ad_id=ad_id, codes=codes, codebook_id=codebook))
+        if ad_ids:
+            found = asyncio.run(look_up_all(address, ad_ids, codebook_id=codebook))
+        else:
+            codes = [int(code) for code in sid.split(",")]
+            found = [asyncio.run(look_up(address, codes=codes, codebook_id=codebook))]
     except ValueError:
         leave(f"--sid: {sid}: give whole numbers with commas, such as 12,7,301")
     except grpc.aio.AioRpcError as error:
         leave(describe(error, address))
+    for ad in found:
+        _show(ad)
+
+
+def _show(ad: sid_pb2.AdSid) -> None:
     shown = {
-        "ad": found.ad_id,
-        "sid": ",".join(str(code) for code in found.sid.codes),
-        "codebook": found.codebook_id,
-        "advertiser": found.advertiser_id,
-        "conversion": sid_pb2.ConversionType.Name(found.conversion_type).removeprefix("CONVERSION_TYPE_").lower(),
-        "bid_micros": found.bid_micros,
-        "state": sid_pb2.AdState.Name(found.state).removeprefix("AD_STATE_").lower(),
-        "created": found.create_time.ToJsonString(),
-        "updated": found.update_time.ToJsonString(),
+        "ad": ad.ad_id,
+        "sid": ",".join(str(code) for code in ad.sid.codes),
+        "codebook": ad.codebook_id,
+        "advertiser": ad.advertiser_id,
+        "conversion": sid_pb2.ConversionType.Name(ad.conversion_type).removeprefix("CONVERSION_TYPE_").lower(),
+        "bid_micros": ad.bid_micros,
+        "state": sid_pb2.AdState.Name(ad.state).removeprefix("AD_STATE_").lower(),
+        "created": ad.create_time.ToJsonString(),
+        "updated": ad.update_time.ToJsonString(),
     }
     for name, value in shown.items():
         typer.echo(f"{name:<11}{value}")
