@@ -137,7 +137,7 @@ def make_server(
             ("grpc.max_send_message_length", MESSAGE_BYTES),
             # Clients ping every 20 s, also between calls.
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ("grpc.keepalive_time_ms", 30_000),
             ("grpc.keepalive_timeout_ms", 10_000),
         ],

@@ -40,7 +40,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Reco
     data, out = folder / "market", folder / "out"
     Market("tiny", 3).write_folder(data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "TRAFFIC_S", 4.0)
+        patch.setattr(phases, "SWAP_EVERY_S", 0.8)
         patch.setattr(phases, "PROBES", 4)
         options = DemoOptions(data, out, seed=3, preset="tiny", command="gr4ad demo")
         document, record = asyncio.run(run_demo(options, Console(quiet=True)))

@@ -59,7 +59,7 @@ def traffic(
     data: DataFolder,
     generator: Generator = "127.0.0.1:50052",
     users: Annotated[int, typer.Option(min=1, max=1024, help="Concurrent users.")] = phases.USERS,
-    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long.")] = phases.TRAFFIC_S,
+    seconds: Annotated[float, typer.Option(min=1, max=3600, help="How long.")] = 20.0,
     as_json: AsJson = False,
 ) -> None:
     """Let concurrent users ask, one request after the other, and measure how long each waits."""

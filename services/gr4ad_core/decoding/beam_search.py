@@ -168,6 +168,8 @@ def expected_ecpm(model: LazyAr, context: Context, sids_BNT: Tensor) -> Tensor:
     Returns:
         Micros, `[B, N]`.
     """
+    if model.config.n_ecpm_buckets == 1:  # one bucket holds every value: there is nothing to predict
+        return model.ecpm_means.expand(sids_BNT.shape[:2])
     return model.expected_value(model.decode_paths(context, sids_BNT.clamp(min=0))[:, :, -1])
 
 
@@ -185,6 +187,8 @@ def expected_ecpm_of_beams(model: LazyAr, context: Context, result: BeamResult, 
     Returns:
         Micros, `[B, N]`, the same as `expected_ecpm` gives.
     """
+    if model.config.n_ecpm_buckets == 1:
+        return model.ecpm_means.expand(picked_BN.shape)
     paths = result.paths.advance(result.parents_BW.gather(1, picked_BN))
     last_codes_BN = result.sids_BWT[..., -1].gather(1, picked_BN).clamp(min=0)
     return model.expected_value(model.decode_step(context, model.config.n_levels, last_codes_BN, paths.remember))

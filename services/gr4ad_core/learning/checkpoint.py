@@ -161,10 +161,11 @@ def load_checkpoint(
         raise CheckpointError(
             "model_config", error, "the fields of this version's model", "load it with the version that wrote it"
         ) from error
-    with torch.random.fork_rng([]):  # building draws weights that are then replaced
+    with torch.device("meta"):  # weights without memory: none are drawn only to be replaced
         model = LazyAr(config)
     _check_tensors(tensors, model.state_dict())
-    model.load_state_dict(tensors)
+    owned = {name: tensor.clone() for name, tensor in tensors.items()}  # what was loaded are views of the file's bytes
+    model.load_state_dict(owned, assign=True)
     return model.eval(), manifest
 
 

@@ -27,7 +27,7 @@ class SidEmbedding(nn.Module):
         self.level_sizes = level_sizes
         self.table = nn.Embedding(sum(level_sizes), width)
         starts = [sum(level_sizes[:t]) for t in range(len(level_sizes))]
-        self.register_buffer("offsets_T", torch.tensor(starts), persistent=False)
+        self.register_buffer("offsets_T", torch.tensor(starts, device="cpu"), persistent=False)
         nn.init.normal_(self.table.weight, std=width**-0.5)
 
     def forward(self, sids_T: Tensor) -> Tensor:

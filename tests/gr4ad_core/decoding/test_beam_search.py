@@ -95,9 +95,10 @@ def test_finds_what_the_naive_search_finds(name: str, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["lazy", "ordinary"])
+@pytest.mark.parametrize("name", ["lazy", "ordinary", "one value bucket"])
 def test_expected_ecpm_is_the_plain_decoders(name: str, device: str) -> None:
-    m = market(CONFIGS[name], device=device)
+    one_value = replace(CONFIGS["lazy"], n_ecpm_buckets=1)
+    m = market(CONFIGS.get(name, one_value), device=device)
     result = m.search((4, 6, 5))
     assert result.valid_BW.all()
     picked_BN = torch.tensor([[0, 2], [4, 1], [3, 3], [1, 0]], device=device)

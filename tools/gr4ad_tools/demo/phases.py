@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ from gr4ad_tools.tracker import report_outcomes
 from gr4ad_tools.traffic import Traffic, run_users
 
 USERS = 16
-TRAFFIC_S = 20.0
+SWAP_EVERY_S = 3.0
 CANDIDATES = 20
 PAGE_SIZE = 5
 PROBES = 20
@@ -144,9 +145,9 @@ async def serve_traffic(
     items: Sequence[Item],
     policies: Sequence[str],
     run_id: str,
-    on_progress: Callable[[float], None],
+    on_progress: Callable[[float], object],
 ) -> None:
-    """Let concurrent users ask, while ads are added and paused and two policies take turns; fill the record."""
+    """Let concurrent users ask while two policies take turns, then ads are added and paused; fill the record."""
     stop = asyncio.Event()
     record.traffic_start = time.monotonic()
     traffic = asyncio.create_task(
@@ -159,27 +160,28 @@ async def serve_traffic(
             until=stop,
         )
     )
-    probes = asyncio.create_task(
-        probe(
-            channels["sid_assigner"],
-            channels["ad_generator"],
-            contexts,
-            {item.item_id: to_ad(item) for item in items},
-            probes=PROBES,
-            run_id=f"{run_id}-probe",
-        )
-    )
     training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
     for swap in range(SWAPS):
-        await asyncio.sleep(TRAFFIC_S / (SWAPS + 1))
+        await asyncio.sleep(SWAP_EVERY_S)
         await training.ActivatePolicy(
             training_pb2.ActivatePolicyRequest(policy_id=policies[(swap + 1) % len(policies)], channel="stable"),
             timeout=RPC_TIMEOUT_S,
         )
         record.swap_times.append(time.monotonic() - record.traffic_start)
-        on_progress((swap + 1) / (SWAPS + 1))
-    await asyncio.sleep(TRAFFIC_S / (SWAPS + 1))
-    record.delays = await probes
+        on_progress((swap + 1) / (SWAPS + PROBES))
+    await asyncio.sleep(SWAP_EVERY_S)
+
+    # After the swaps, since an ad that one policy generates for a user another one may not.
+    probed = itertools.count(SWAPS + 1)
+    record.delays = await probe(
+        channels["sid_assigner"],
+        channels["ad_generator"],
+        contexts,
+        {item.item_id: to_ad(item) for item in items},
+        probes=PROBES,
+        run_id=f"{run_id}-probe",
+        on_probe=lambda: on_progress(next(probed) / (SWAPS + PROBES)),
+    )
     stop.set()
     record.traffic = await traffic
 
