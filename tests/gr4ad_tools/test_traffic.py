@@ -84,7 +84,7 @@ async def test_an_ad_that_never_shows_is_told_and_not_taken_for_a_fast_one(monke
 
 def test_an_ad_is_dead_only_in_answers_asked_for_a_second_after_its_pause() -> None:
     def answer(sent: float) -> Answer:
-        return Answer("r", 0, sent, sent + 0.1, ("paused", "other"), (), "p")
+        return Answer("r", 0, sent, sent + 0.1, ("paused", "other"), (), (), "p")
 
     assert dead_ads([answer(9.0), answer(10.5), answer(10.99)], {"paused": 10.0}) == 0
     assert dead_ads([answer(11.01), answer(12.0)], {"paused": 10.0}) == 2

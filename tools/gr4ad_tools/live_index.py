@@ -72,7 +72,7 @@ async def probe(
 
     async def one(number: int) -> None:
         first = await look(number, f"{number}-first")
-        known = [ad_id for ad_id in first.ad_ids if ad_id in ads] if first else []
+        known = [ad_id for ad_id in first.by_likelihood if ad_id in ads] if first else []
         if not known:
             delays.never_generated += 1
             return

@@ -21,13 +21,17 @@ REQUEST_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered request; times are of the monotonic clock, in seconds."""
+    """One answered request; times are of the monotonic clock, in seconds.
+
+    The ads come in the order of the generator's ranking, and once more by falling log-probability.
+    """
 
     request_id: str
     visit: int
     sent: float
     received: float
     ad_ids: tuple[str, ...]
+    by_likelihood: tuple[str, ...]
     widths: tuple[int, ...]
     policy_id: str
 
@@ -121,6 +125,7 @@ async def ask(
         sent=sent,
         received=time.monotonic(),
         ad_ids=tuple(candidate.ad_id for candidate in response.candidates),
+        by_likelihood=tuple(ad.ad_id for ad in sorted(response.candidates, key=lambda ad: -ad.log_prob)),
         widths=tuple(response.beam_trace.widths),
         policy_id=response.policy.policy_id,
     )
