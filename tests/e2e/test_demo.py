@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +42,13 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Reco
     folder = tmp_path_factory.mktemp("demo")
     data, out = folder / "market", folder / "out"
     Market("tiny", 3).write_folder(data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases, "SWAP_EVERY_S", 0.8)
-        patch.setattr(phases, "PROBES", 4)
-        options = DemoOptions(data, out, seed=3, preset="tiny", command="gr4ad demo")
-        document, record = asyncio.run(run_demo(options, Console(quiet=True)))
+    result = folder / "result.pickle"
+    script = Path(__file__).with_name("small_demo.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(data), str(out), str(result)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    document, record = pickle.loads(result.read_bytes())
     return document, record, data, out
 
 
