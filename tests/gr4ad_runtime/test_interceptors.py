@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import grpc
@@ -9,7 +8,7 @@ import pytest
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_runtime import semconv
 from gr4ad_runtime.channels import open_channel
-from gr4ad_runtime.interceptors import AccessLogInterceptor, server_interceptors
+from gr4ad_runtime.interceptors import AccessLogInterceptor
 from gr4ad_runtime.status_details import METADATA_KEY
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from opentelemetry.sdk.metrics import MeterProvider
@@ -216,33 +215,3 @@ async def test_health_checks_leave_no_trace(spans: InMemorySpanExporter) -> None
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     assert spans.get_finished_spans() == ()
     assert logs == []
-
-
-async def test_the_interceptors_cost_little() -> None:
-    """Processor time of a call with them over that of one without, A B A B.
-
-    The least of each counts: neighbours on a busy machine only ever add to it.
-    """
-    servers, costs = [], {"with": [], "without": []}
-    stubs = {}
-    for name, interceptors in (("with", server_interceptors()), ("without", [])):
-        server = grpc.aio.server(interceptors=interceptors)
-        training_pb2_grpc.add_TrainingServiceServicer_to_server(SampleServicer(), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        await server.start()
-        servers.append(server)
-        channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
-        stubs[name] = training_pb2_grpc.TrainingServiceStub(channel)
-    with capture_logs():
-        for _ in range(12):
-            for name, stub in stubs.items():
-                start = time.process_time()
-                for _ in range(40):
-                    await stub.GetTrainingRun(run_request("ok"))
-                costs[name].append((time.process_time() - start) / 40)
-    for server in servers:
-        await server.stop(None)
-    alone, all_of_it = (1e6 * min(costs[name]) for name in ("without", "with"))
-    print(f"{all_of_it - alone:.0f} µs a call over {alone:.0f}")
-    # A share, since a busy machine slows both: on an idle core it is a tenth of a millisecond.
-    assert all_of_it < 1.8 * alone

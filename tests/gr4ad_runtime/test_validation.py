@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import pytest
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.sid.v1 import sid_pb2
@@ -51,15 +49,3 @@ def test_many_violations_are_counted() -> None:
     with pytest.raises(InvalidArgumentError, match="; and 4 more$") as raised:
         validate(sid_pb2.BatchCreateAdSidsRequest(request_id="r", ads=ads))
     assert len(raised.value.violations) == 9
-
-
-def test_a_full_history_costs_little() -> None:
-    message = request(events=256)
-    validate(message)  # compiles the rules
-    rounds = []
-    for _ in range(5):
-        start = time.process_time()
-        for _ in range(20):
-            validate(message)
-        rounds.append((time.process_time() - start) / 20)
-    assert min(rounds) < 0.002, "a slow validator costs more than the beam search it protects"

@@ -1,6 +1,5 @@
 """Popularity and the transition graph, held to their definitions."""
 
-import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -79,25 +78,3 @@ def test_the_test_item_is_no_part_of_the_ranking() -> None:
     ranked = baselines.transition_graph_rank(interactions([[0, 1], [1]]), [np.array([1])], 3)
 
     assert ranked.tolist() == [[0, 2, 3]]
-
-
-def test_a_data_set_of_beauty_s_size_is_ranked_in_seconds() -> None:
-    rng = np.random.default_rng(0)
-    users, n_items = 22_363, 12_101
-    items = (n_items * rng.random(users * 7) ** 3).astype(np.int64)
-    train = Interactions(
-        user_ids=[str(user) for user in range(users)],
-        offsets=np.arange(0, users * 7 + 1, 7),
-        item_ids=[str(item) for item in range(n_items)],
-        items=items,
-        behaviors=np.full(len(items), 3),
-        timestamps=np.full(len(items), np.nan),
-    )
-    histories = list(items.reshape(users, 7))
-
-    start = time.process_time()
-    ranked = baselines.transition_graph_rank(train, histories, 10)
-    seconds = time.process_time() - start
-
-    assert ranked.shape == (users, 10)
-    assert seconds < 20.0

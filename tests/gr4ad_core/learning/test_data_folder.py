@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import math
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -149,25 +148,6 @@ def test_what_is_written_is_read(
     ]
     assert found == expected
     assert check_folder(folder) == []
-
-
-def test_a_folder_of_beauty_s_size_is_read_in_two_seconds(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    lengths = np.full(22_363, 8)
-    rows = [
-        f"{user},{item},{position},{1_300_000_000 + position},review\n"
-        for user, length in enumerate(lengths)
-        for position, item in enumerate(rng.integers(0, 12_101, length).tolist())
-    ]
-    items = "".join(f'{{"item_id":{item},"title":"Some title of an item","price":null}}\n' for item in range(12_101))
-    write(tmp_path, items, HEADER + "".join(rows), packed=True)
-
-    start = time.process_time()
-    read = read_interactions(tmp_path)
-    seconds = time.process_time() - start
-
-    assert len(read.items) == lengths.sum()
-    assert seconds < 2.0
 
 
 def sequences(interactions: Interactions) -> list[list[tuple[int, int, float]]]:
