@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -109,7 +111,7 @@ def build_generator(
         engine,
         loading,
         settings.max_batch_size,
-        on_ready=lambda: lifecycle.set_ready(True),
+        on_ready=partial(_take_traffic, lifecycle),
     )
     status = EngineStatus(engine, generation, follower, sender, settings.channel)
     status.register_metrics(batcher)
@@ -148,6 +150,14 @@ def _step_back() -> None:
     """Lower this thread's priority, so that a policy on its way in takes no time from the one that serves."""
     if sys.platform == "linux":  # elsewhere priorities are those of whole processes
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
+
+
+def _take_traffic(lifecycle: Lifecycle) -> None:
+    if not lifecycle.ready:
+        # Modules, weights and catalogue stay: to search them for garbage would hold up requests for tenths of a second.
+        gc.collect()
+        gc.freeze()
+    lifecycle.set_ready(True)
 
 
 def _thread(lifecycle: Lifecycle, name: str, prepare: Callable[[], None] = lambda: None) -> ThreadPoolExecutor:

@@ -68,7 +68,7 @@ async def test_probes_measure_the_delay_of_a_change(monkeypatch: pytest.MonkeyPa
     assert all(150.0 <= delay < 400.0 for delay in delays.insert_ms)
     assert all(100.0 <= delay < 400.0 for delay in delays.pause_ms)
     assert [ad.title for ad in catalogue.created] == ["lamp"] * 3
-    assert {ad.conversion_type for ad in catalogue.created} == {sid_pb2.CONVERSION_TYPE_LEAD}
+    assert {ad.conversion_type for ad in catalogue.created} == {sid_pb2.CONVERSION_TYPE_PURCHASE}
     assert len({ad.ad_id for ad in catalogue.created}) == 3
 
 

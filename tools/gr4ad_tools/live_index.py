@@ -1,8 +1,8 @@
 """How long a committed change takes to show: a new ad until it is generated, a paused ad until it is gone.
 
 Both are measured from outside, on what the generator returns. A new ad is a further campaign of a creative that the
-probed user is being shown, with another conversion type: it shares the semantic codes and so has every chance to be
-generated as soon as the index holds it.
+probed user is most likely shown, an ad of its own for the same account and kind of conversion: it shares the semantic
+codes and so has every chance to be generated as soon as the index holds it.
 """
 
 from __future__ import annotations
@@ -125,15 +125,10 @@ def dead_ads(answers: Sequence[Answer], paused_at: Mapping[str, float]) -> int:
 
 
 def _further_campaign(ad: sid_pb2.Ad, ad_id: str) -> sid_pb2.Ad:
-    """Return the same creative as an ad of its own that is paid for by another kind of conversion."""
+    """Return the same creative as another ad of the same account."""
     other = sid_pb2.Ad()
     other.CopyFrom(ad)
     other.ad_id = ad_id
     other.advertiser_id = ad.advertiser_id or ad.brand or ad.ad_id
-    other.conversion_type = (
-        sid_pb2.CONVERSION_TYPE_LEAD
-        if ad.conversion_type != sid_pb2.CONVERSION_TYPE_LEAD
-        else sid_pb2.CONVERSION_TYPE_PURCHASE
-    )
     other.state = sid_pb2.AD_STATE_ACTIVE
     return other

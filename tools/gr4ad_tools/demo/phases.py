@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import itertools
 import random
@@ -149,6 +150,9 @@ async def serve_traffic(
 ) -> None:
     """Let concurrent users ask while two policies take turns, then ads are added and paused; fill the record."""
     stop = asyncio.Event()
+    # What the run has gathered so far is no garbage: searching it would hold up this process's users, not the server.
+    gc.collect()
+    gc.freeze()
     record.traffic_start = time.monotonic()
     traffic = asyncio.create_task(
         run_users(
