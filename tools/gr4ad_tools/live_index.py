@@ -49,7 +49,7 @@ async def probe(
     *,
     probes: int,
     run_id: str,
-    on_probe: Callable[[], None] = lambda: None,
+    on_probe: Callable[[], object] = lambda: None,
 ) -> LiveIndexDelays:
     """Insert and pause ads, a few at a time, while other traffic flows.
 

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import grpc
@@ -63,14 +63,14 @@ def load(folder: Path) -> tuple[list[Item], LeaveOneOut]:
     return read_items(folder), leave_one_out(read_interactions(folder))
 
 
-async def read_sids(channel: grpc.aio.Channel) -> tuple[NDArray[np.int64], list[str]]:
-    """Return the SIDs of the active codebook [N, T] and their ads, from the catalogue feed."""
+async def read_sids(channel: grpc.aio.Channel, ad_ids: Collection[str]) -> NDArray[np.int64]:
+    """Return the SIDs [N, T] of ads under the active codebook, from the catalogue feed."""
     stub = sid_pb2_grpc.SidServiceStub(channel)
     sids: dict[str, tuple[int, ...]] = {}
     async for part in stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True)):
         for entry in part.entries:
             sids[entry.ad_id] = tuple(entry.sid.codes)
-    return np.array(list(sids.values()), dtype=np.int64), list(sids)
+    return np.array([sids[ad_id] for ad_id in ad_ids], dtype=np.int64)
 
 
 def sid_figures(sids_NT: NDArray[np.int64], level_sizes: Sequence[int]) -> dict[str, Figure]:

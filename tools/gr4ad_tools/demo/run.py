@@ -104,7 +104,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 phase.finish(str(record.level_sizes))
             with steps.phase("Ingest the ads", len(items)) as phase:
                 await ingest.ingest_folder(folder, suite.addresses["sid_assigner"], progress=phase.update)
-                record.sids_NT, _ = await phases.read_sids(channels["sid_assigner"])
+                record.sids_NT = await phases.read_sids(channels["sid_assigner"], [item.item_id for item in items])
                 record.figures |= phases.sid_figures(record.sids_NT, record.level_sizes)
             preset = options.preset or ("default" if options.data else "demo")
             policies = []
