@@ -29,8 +29,6 @@ FINAL = frozenset(
 )
 # Every write carries a request_id or is idempotent, so that a repeated call is safe.
 SERVICE_CONFIG = {
-    # Where a name stands for several servers, calls go to each in turn; gRPC's own choice would stay with the first.
-    "loadBalancingConfig": [{"round_robin": {}}],
     "methodConfig": [
         {
             "name": [{}],

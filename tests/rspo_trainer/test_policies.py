@@ -9,6 +9,8 @@ import grpc
 import pytest
 from gr4ad.training.v1 import training_pb2
 from gr4ad_runtime.db import Database
+from gr4ad_runtime.telemetry import context_of
+from opentelemetry.context import attach, detach
 from rspo_trainer.models import ActivationRow, ChannelRow
 from rspo_trainer.policy_store import NewPolicy, add_policy
 from sqlalchemy import func, select
@@ -27,7 +29,11 @@ async def publish(database: Database, *policy_ids: str) -> None:
 
 async def activate(trainer: Trainer, policy_id: str, channel: str = "stable") -> training_pb2.Policy:
     request = training_pb2.ActivatePolicyRequest(policy_id=policy_id, channel=channel)
-    return (await trainer.stub.ActivatePolicy(request, metadata=(("traceparent", TRACEPARENT),))).policy
+    token = attach(context_of(TRACEPARENT))
+    try:
+        return (await trainer.stub.ActivatePolicy(request)).policy
+    finally:
+        detach(token)
 
 
 class Watcher:

@@ -18,6 +18,8 @@ from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import ResourceExhaustedError, UnavailableError
+from gr4ad_runtime.telemetry import context_of
+from opentelemetry.context import attach, detach
 from rspo_trainer import policy_maker, worker
 from rspo_trainer.models import RUNNING, TrainingRunRow
 from rspo_trainer.run_queue import RunQueue
@@ -304,8 +306,11 @@ async def test_a_database_that_is_away_at_the_end_of_a_run_costs_nothing(
 async def test_the_trace_of_the_request_leads_to_the_activation(trainer: Trainer) -> None:
     trace_id = "0af7651916cd43dd8448eb211c80319c"
     request = trainer.request(epochs=1, channel="stable")
-    traceparent = f"00-{trace_id}-b7ad6b7169203331-01"
-    created = await trainer.stub.CreateTrainingRun(request, metadata=(("traceparent", traceparent),))
+    token = attach(context_of(f"00-{trace_id}-b7ad6b7169203331-01"))
+    try:
+        created = await trainer.stub.CreateTrainingRun(request)
+    finally:
+        detach(token)
     await trainer.end_of(created.training_run.run_id)
     watching = trainer.stub.WatchPolicies(training_pb2.WatchPoliciesRequest(channel="stable"))
     first = await watching.read()
