@@ -8,6 +8,7 @@ import sys
 from gr4ad_runtime.app import EXIT_MISCONFIGURED
 from gr4ad_runtime.errors import AddressInUseError
 from gr4ad_runtime.log import configure_logging, get_logger
+from gr4ad_runtime.settings import read_settings
 
 from ad_generator.settings import AdGeneratorSettings
 
@@ -16,7 +17,7 @@ NAME = "ad_generator"
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code."""
-    settings = AdGeneratorSettings()
+    settings = read_settings(AdGeneratorSettings)
     # Before torch starts: its own variable decides how many threads a model call may take in any thread.
     os.environ["OMP_NUM_THREADS"] = str(settings.torch_threads)
     configure_logging(NAME, settings.log_level)  # before KServe would set up its own

@@ -7,6 +7,7 @@ from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad_runtime.app import Lifecycle, run_service
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.readiness import follow_readiness
+from gr4ad_runtime.settings import read_settings
 
 from reward_logger.models import SCHEMA
 from reward_logger.servicer import RewardServicer
@@ -27,7 +28,7 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RewardL
 
 def main() -> None:
     """Run the service until it is told to stop."""
-    settings = RewardLoggerSettings()
+    settings = read_settings(RewardLoggerSettings)
     run_service(
         "reward_logger",
         settings,

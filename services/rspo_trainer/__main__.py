@@ -10,6 +10,7 @@ from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import InvalidArgumentError
 from gr4ad_runtime.readiness import follow_readiness
+from gr4ad_runtime.settings import read_settings
 
 from rspo_trainer.activation_watch import ActivationWatch
 from rspo_trainer.models import SCHEMA
@@ -48,7 +49,7 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RspoTra
 
 def main() -> None:
     """Run the service until it is told to stop."""
-    settings = RspoTrainerSettings()
+    settings = read_settings(RspoTrainerSettings)
     run_service(
         "rspo_trainer",
         settings,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_runtime.app import Lifecycle, run_service
@@ -11,6 +9,8 @@ from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import Gr4adError
 from gr4ad_runtime.log import get_logger
+from gr4ad_runtime.readiness import follow_readiness
+from gr4ad_runtime.settings import read_settings
 
 from sid_assigner.batch_creator import BatchCreator
 from sid_assigner.codebook_registry import CodebookRegistry
@@ -21,7 +21,6 @@ from sid_assigner.servicer import SidServicer
 from sid_assigner.settings import SidAssignerSettings
 
 SERVICE_NAME = sid_pb2.DESCRIPTOR.services_by_name["SidService"].full_name
-PING_SECONDS = 2.0
 log = get_logger(__name__)
 
 
@@ -45,7 +44,7 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: SidAssi
     sid_pb2_grpc.add_SidServiceServicer_to_server(servicer, server)
     lifecycle.background(watch.follow(), "catalogue feed")
     lifecycle.background(_load_codebooks(database, registry), "codebooks")
-    lifecycle.background(_tell_readiness(database, lifecycle), "readiness")
+    lifecycle.background(follow_readiness(lifecycle, database.ping), "readiness")
 
 
 async def _load_codebooks(database: Database, registry: CodebookRegistry) -> None:
@@ -59,22 +58,9 @@ async def _load_codebooks(database: Database, registry: CodebookRegistry) -> Non
         log.error("codebook not loaded, the next batch tries again", error=error.message)
 
 
-async def _tell_readiness(database: Database, lifecycle: Lifecycle) -> None:
-    while True:
-        try:
-            await database.ping()
-            ready = True
-        except Gr4adError as error:
-            log.warning("not ready", error=error.message)
-            ready = False
-        if ready != lifecycle.ready:
-            lifecycle.set_ready(ready)
-        await asyncio.sleep(PING_SECONDS)
-
-
 def main() -> None:
     """Read the settings and serve until told to stop."""
-    settings = SidAssignerSettings()
+    settings = read_settings(SidAssignerSettings)
 
     async def build_service(server: grpc.aio.Server, lifecycle: Lifecycle) -> None:
         await build(server, lifecycle, settings)
