@@ -58,9 +58,10 @@ def configure_telemetry(
         metric_readers: Further readers of metrics.
     """
     resource = Resource.create({"service.name": service, "service.namespace": "gr4ad"})
-    tracer_provider = TracerProvider(
-        resource=resource, sampler=ParentBasedTraceIdRatio(settings.trace_sample_ratio), shutdown_on_exit=False
-    )
+    # With nobody to receive them, traces that start here are not recorded; those of a caller still pass through.
+    received = bool(settings.otlp_endpoint or span_processors)
+    sampler = ParentBasedTraceIdRatio(settings.trace_sample_ratio if received else 0.0)
+    tracer_provider = TracerProvider(resource=resource, sampler=sampler, shutdown_on_exit=False)
     for processor in span_processors:
         tracer_provider.add_span_processor(processor)
     readers = list(metric_readers)
