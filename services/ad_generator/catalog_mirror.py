@@ -47,7 +47,6 @@ class CatalogMirror:
         codebook_id: str,
         level_sizes: tuple[int, ...],
         executor: Executor,
-        device: str,
     ) -> None:
         """Make a mirror; `run` must be running for it to fill.
 
@@ -56,13 +55,11 @@ class CatalogMirror:
             codebook_id: Codebook to follow.
             level_sizes: Codebook size of every level.
             executor: Where indexes are built.
-            device: Where the model runs.
         """
         self.codebook_id = codebook_id
         self.level_sizes = level_sizes
         self._stub = stub
         self._executor = executor
-        self._device = device
         self._index: LiveIndex | None = None
         self._table = self._incoming = AdTable(len(level_sizes))
         self._cursor = 0
@@ -154,7 +151,7 @@ class CatalogMirror:
             if stale:
                 try:
                     self._index = await loop.run_in_executor(
-                        self._executor, build_live_index, table, table.view(), cursor, self.level_sizes, self._device
+                        self._executor, build_live_index, table, table.view(), cursor, self.level_sizes
                     )
                 except ValueError as error:
                     self._stale = True

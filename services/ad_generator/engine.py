@@ -1,6 +1,6 @@
 """From user histories to scored ads: one model call for a batch of requests.
 
-Shapes: B requests, W beams, N candidates, T SID levels.
+Shapes: B requests, N candidates.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.decoding.beam_schedule import BeamPlan, plan_widths
-from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
-from gr4ad_core.model.context import UserHistory, collate_contexts
-from gr4ad_core.model.lazy_ar import LazyAr
+from gr4ad_core.model.history import UserHistory
 from numpy.typing import NDArray
 
 from ad_generator.ad_table import AdTable
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.live_index import LiveIndex
+from ad_generator.policy_process import PolicyProcess
 from ad_generator.ranking import ranking_order
 
 
@@ -31,8 +29,8 @@ class LoadedPolicy:
 
     ref: type_pb2.PolicyRef
     """Its identity."""
-    model: LazyAr
-    """Its weights, in evaluation mode on the engine's device."""
+    process: PolicyProcess
+    """Where it computes."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +93,17 @@ class Generated:
 
 
 class Engine:
-    """Computes batches on one device; called by one thread at a time."""
+    """Computes batches; called by one thread at a time."""
 
-    def __init__(self, beam_widths: tuple[int, ...], value_weight: float, device: str) -> None:
+    def __init__(self, beam_widths: tuple[int, ...], value_weight: float) -> None:
         """Make an engine without a policy.
 
         Args:
             beam_widths: Beams to keep at each SID level.
             value_weight: Weight of the expected eCPM in the final ranking.
-            device: Torch device.
         """
         self.beam_widths = beam_widths
         self.value_weight = value_weight
-        self.device = device
         self.state: ServingState | None = None
         """What the next batch uses; replaced by assignment, while a batch under way keeps the one it began with."""
 
@@ -120,7 +116,6 @@ class Engine:
         assert state is not None, "requests are refused before the first policy"
         return self.generate(state.policy, state.mirror.index, queries)
 
-    @torch.inference_mode()
     def generate(self, policy: LoadedPolicy, index: LiveIndex, queries: Sequence[Query]) -> list[Generated]:
         """Answer a batch with a given policy and index."""
         groups: dict[BeamPlan, list[int]] = defaultdict(list)
@@ -141,37 +136,22 @@ class Engine:
             stages = Stages(time.time_ns(), 0, (0,) * len(plan.widths), 0)
             return [Generated(policy, index.table, [], [], [], [], plan, stages, n) for n in skipped]
 
-        model = policy.model
-        started_ns, started = time.time_ns(), time.perf_counter_ns()
-        context = model.encode_context(collate_contexts(histories, model.config).to(self.device))
-        encoded = time.perf_counter_ns()
-        beams = beam_search(model, context, index.torch_trie, plan.widths)
-        searched = time.perf_counter_ns()
-
-        sids_BWT = beams.sids_BWT.numpy(force=True)
-        slots_BW = index.slots(sids_BWT)
-        usable_BW = (slots_BW >= 0) & index.table.live(slots_BW)  # the table may know of a pause that the trie does not
+        wanted = max(query.candidate_count for query in queries)
+        found = policy.process.decode(index.trie, plan.widths, histories, wanted)
+        slots_BN = index.slots_by_place[found.places_BN]
+        # The table may know of a pause that the trie does not.
+        usable_BN = (found.places_BN >= 0) & index.table.live(slots_BN)
         wanted_B = np.array([query.candidate_count for query in queries])
-        counts_B = np.minimum(usable_BW.sum(axis=1), wanted_B)
-        picked_BN = np.argsort(~usable_BW, axis=1, kind="stable")[:, : min(wanted_B.max(), plan.widths[-1])]
-        picked = torch.from_numpy(picked_BN).to(self.device)
-        ecpm_BN = expected_ecpm_of_beams(model, context, beams, picked).double().numpy(force=True)
-        log_probs_BN = np.take_along_axis(beams.log_probs_BW.double().numpy(force=True), picked_BN, axis=1)
-        dropped_BN = np.arange(picked_BN.shape[1]) >= counts_B[:, None]
-        order_BN = ranking_order(np.where(dropped_BN, -np.inf, log_probs_BN), ecpm_BN, self.value_weight)
+        usable_BN &= usable_BN.cumsum(axis=1) <= wanted_B[:, None]
+        counts_B = usable_BN.sum(axis=1)
+        order_BN = ranking_order(np.where(usable_BN, found.log_probs_BN, -np.inf), found.ecpm_BN, self.value_weight)
 
         # Plain numbers from here on: the event loop reads them faster than arrays.
-        place_BN = np.take_along_axis(picked_BN, order_BN, axis=1)
-        slots = np.take_along_axis(slots_BW, place_BN, axis=1).tolist()
-        sids = np.take_along_axis(sids_BWT, place_BN[..., None], axis=1).tolist()
-        log_probs = np.take_along_axis(log_probs_BN, order_BN, axis=1).tolist()
-        ecpm_micros = np.rint(np.take_along_axis(ecpm_BN, order_BN, axis=1)).astype(np.int64).tolist()
-        stages = Stages(
-            started_ns=started_ns,
-            encode_us=(encoded - started) // 1000,
-            level_us=beams.level_us,
-            ecpm_us=(time.perf_counter_ns() - searched) // 1000,
-        )
+        slots_BN = np.take_along_axis(slots_BN, order_BN, axis=1)
+        slots, sids = slots_BN.tolist(), index.table.sids(slots_BN).tolist()
+        log_probs = np.take_along_axis(found.log_probs_BN, order_BN, axis=1).tolist()
+        ecpm_micros = np.rint(np.take_along_axis(found.ecpm_BN, order_BN, axis=1)).astype(np.int64).tolist()
+        stages = Stages(found.started_ns, found.encode_us, found.level_us, found.ecpm_us)
         return [
             Generated(
                 policy=policy,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from gr4ad_core.decoding.constraints import TorchTrie
 from gr4ad_core.sid.trie import LiveTrie
 from numpy.typing import NDArray
 
@@ -22,8 +21,6 @@ class LiveIndex:
     """Position in the catalogue feed up to which the index holds every change."""
     trie: LiveTrie
     """The live SIDs."""
-    torch_trie: TorchTrie
-    """The same, where the model runs."""
     slots_by_place: NDArray[np.int64]
     """Slot of the ad of each live SID, in the trie's order."""
 
@@ -32,24 +29,8 @@ class LiveIndex:
         """Live ads."""
         return self.trie.size
 
-    def slots(self, sids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the slots of the ads with some SIDs.
 
-        Args:
-            sids: `[..., T]`.
-
-        Returns:
-            Slots, -1 where no ad of the index has the SID, `[...]`.
-        """
-        if not self.size:
-            return np.full(sids.shape[:-1], -1, np.int64)
-        places = self.trie.find(sids.reshape(-1, sids.shape[-1])).reshape(sids.shape[:-1])
-        return np.where(places >= 0, self.slots_by_place[places], -1)
-
-
-def build_live_index(
-    table: AdTable, view: TableView, cursor: int, level_sizes: tuple[int, ...], device: str
-) -> LiveIndex:
+def build_live_index(table: AdTable, view: TableView, cursor: int, level_sizes: tuple[int, ...]) -> LiveIndex:
     """Index the live ads of a table.
 
     Args:
@@ -57,7 +38,6 @@ def build_live_index(
         view: Its arrays, taken together with `cursor`.
         cursor: Position in the catalogue feed up to which the table held every change.
         level_sizes: Codebook size of every level.
-        device: Where the model runs.
 
     Raises:
         ValueError: A SID does not fit `level_sizes`.
@@ -67,4 +47,4 @@ def build_live_index(
     trie = LiveTrie.build(sids, level_sizes)
     slots_by_place = np.zeros(trie.size, np.int64)
     slots_by_place[trie.find(sids)] = slots
-    return LiveIndex(table, cursor, trie, TorchTrie.from_trie(trie, device), slots_by_place)
+    return LiveIndex(table, cursor, trie, slots_by_place)

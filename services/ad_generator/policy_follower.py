@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import AsyncIterable, Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from contextlib import aclosing
 from typing import Final
 
@@ -18,7 +18,8 @@ from gr4ad_runtime.telemetry import context_of, tracer
 
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.engine import Engine, LoadedPolicy, ServingState
-from ad_generator.policy_loader import PolicyLoader, PolicyRefusedError
+from ad_generator.policy_loader import PolicyLoader
+from ad_generator.policy_process import PolicyProcessError, PolicyRefusedError
 from ad_generator.warm_up import warm_up
 
 log = get_logger(__name__)
@@ -46,7 +47,8 @@ class PolicyFollower:
         loader: PolicyLoader,
         make_mirror: MakeMirror,
         engine: Engine,
-        executor: Executor,
+        loading: Executor,
+        serving: Executor,
         max_batch_size: int,
         on_ready: Callable[[], None],
     ) -> None:
@@ -58,7 +60,8 @@ class PolicyFollower:
             loader: Loads policies.
             make_mirror: Makes the mirror of a codebook.
             engine: Gets its state from here.
-            executor: Where policies are loaded and warmed up, apart from the thread that serves.
+            loading: Where policies are loaded and warmed up, apart from the thread that serves.
+            serving: Where the engine computes, one call after the other.
             max_batch_size: Largest batch to warm up for.
             on_ready: Called after every swap.
         """
@@ -67,7 +70,8 @@ class PolicyFollower:
         self._loader = loader
         self._make_mirror = make_mirror
         self._engine = engine
-        self._executor = executor
+        self._loading = loading
+        self._serving = serving
         self._max_batch_size = max_batch_size
         self._on_ready = on_ready
         self._wanted = training_pb2.WatchPoliciesResponse()
@@ -81,10 +85,18 @@ class PolicyFollower:
         """Why the last refused policy was refused; empty if none was."""
 
     async def run(self) -> None:
-        """Follow the channel until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch())
-            tasks.create_task(self._adopt_latest(tasks))
+        """Follow the channel until cancelled; then the serving policy's process ends with it.
+
+        Raises:
+            ExceptionGroup: The serving policy's process ended unasked.
+        """
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._watch())
+                tasks.create_task(self._adopt_latest(tasks))
+        finally:
+            if self._engine.state is not None:
+                self._serving.submit(self._engine.state.policy.process.close)
 
     async def _watch(self) -> None:
         announcements = reconnect(
@@ -145,18 +157,27 @@ class PolicyFollower:
                 semconv.CODEBOOK_ID: ref.codebook_id,
             },
         ):
-            policy = await loop.run_in_executor(self._executor, self._loader.load, announcement.policy)
-            mirror, task = self._mirror_for(policy, tasks)
+            policy = await self._load(announcement.policy)
             try:
-                await mirror.wait_ready()
-                await loop.run_in_executor(
-                    self._executor, warm_up, self._engine, policy, mirror.index, self._max_batch_size
-                )
+                mirror, task = self._mirror_for(policy, tasks)
+                try:
+                    await mirror.wait_ready()
+                    await loop.run_in_executor(
+                        self._loading, warm_up, self._engine, policy, mirror.index, self._max_batch_size
+                    )
+                except BaseException:
+                    if task is not self._mirror_task:
+                        task.cancel()
+                    raise
             except BaseException:
-                if task is not self._mirror_task:
-                    task.cancel()
+                self._loading.submit(policy.process.close)
                 raise
-            self._engine.state = ServingState(policy, mirror)
+            policy.process.serve()
+            before, self._engine.state = self._engine.state, ServingState(policy, mirror)
+        tasks.create_task(self._watch_process(policy))
+        if before is not None:
+            # Behind the call that may be under way, which still has the old state.
+            self._serving.submit(before.policy.process.close)
         if self._mirror_task is not None and self._mirror_task is not task:
             self._mirror_task.cancel()
         self._mirror_task = task
@@ -164,9 +185,31 @@ class PolicyFollower:
         log.info("policy_swapped_in", policy_id=ref.policy_id, codebook_id=ref.codebook_id, live_ads=mirror.index.size)
         self._on_ready()
 
+    async def _load(self, policy: training_pb2.Policy) -> LoadedPolicy:
+        """Load a policy; one that nobody waits for any more is closed again."""
+        loading = self._loading.submit(self._loader.load, policy)
+        try:
+            return await asyncio.wrap_future(loading)
+        except asyncio.CancelledError:
+            loading.add_done_callback(_close_loaded)
+            raise
+
+    async def _watch_process(self, policy: LoadedPolicy) -> None:
+        """Wait for the end of a policy's process, which nothing survives while the policy serves."""
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_reader(policy.process.sentinel, ended.set)
+        try:
+            await ended.wait()
+        finally:
+            loop.remove_reader(policy.process.sentinel)
+        state = self._engine.state
+        if state is not None and state.policy is policy:
+            raise PolicyProcessError(f"the process {policy.process.pid} of policy {policy.ref.policy_id} ended unasked")
+
     def _mirror_for(self, policy: LoadedPolicy, tasks: asyncio.TaskGroup) -> tuple[CatalogMirror, asyncio.Task[None]]:
         """Return the mirror of a policy's codebook: the serving one where it fits, else a new one."""
-        level_sizes = policy.model.config.level_sizes
+        level_sizes = policy.process.level_sizes
         state = self._engine.state
         if state is not None and self._mirror_task is not None:
             mirror = state.mirror
@@ -179,3 +222,8 @@ class PolicyFollower:
         self.refusals += 1
         self.refused = f"{policy_id}: {reason}"
         log.error("policy_refused", policy_id=policy_id, channel=self._channel, reason=reason)
+
+
+def _close_loaded(loading: Future[LoadedPolicy]) -> None:
+    if not loading.cancelled() and loading.exception() is None:
+        loading.result().process.close()

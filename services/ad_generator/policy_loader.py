@@ -9,41 +9,40 @@ from typing import Final
 
 from gr4ad.training.v1 import training_pb2
 from gr4ad.type.v1 import type_pb2
-from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError, shorten
 
 from ad_generator.engine import LoadedPolicy
+from ad_generator.policy_messages import WorkerSettings
+from ad_generator.policy_process import PolicyProcess, PolicyRefusedError
 
 KEPT_POLICIES: Final = 4
 """Folders kept in the cache, the latest used: a roll-back to one of them needs no artifact store."""
 SHA256: Final = re.compile("[0-9a-f]{64}")
 
 
-class PolicyRefusedError(Exception):
-    """A policy can never be served; its text names what is wrong and the remedy."""
-
-
 class PolicyLoader:
     """Fetches policies from the artifact store into a local cache and loads them. Its methods block."""
 
-    def __init__(self, store: ArtifactStore, cache: Path, device: str, n_levels: int) -> None:
+    def __init__(self, store: ArtifactStore, cache: Path, device: str, torch_threads: int, n_levels: int) -> None:
         """Use a cache folder of its own.
 
         Args:
             store: Where policies are published.
             cache: Local folder for them.
             device: Torch device to load to.
+            torch_threads: Threads of one model call.
             n_levels: SID levels that the beam widths are for.
         """
         self._store = store
         self._base = store.uri("policies").removesuffix("policies")
         self._cache = cache
         self._device = device
+        self._torch_threads = torch_threads
         self._n_levels = n_levels
 
     def load(self, policy: training_pb2.Policy) -> LoadedPolicy:
-        """Load a policy as its publication describes it.
+        """Load a policy as its publication describes it, into a process of its own.
 
         A cached folder that fails the check is fetched again once: the copy may be what is damaged.
 
@@ -89,21 +88,26 @@ class PolicyLoader:
         return loaded
 
     def _load(self, folder: Path, ref: type_pb2.PolicyRef) -> LoadedPolicy:
+        settings = WorkerSettings(ref.codebook_id, ref.sha256, self._device, self._torch_threads)
+        process = PolicyProcess(folder, settings)
         try:
-            model, manifest = load_checkpoint(folder, expected_codebook_id=ref.codebook_id, expected_sha256=ref.sha256)
-        except CheckpointError as error:
-            raise PolicyRefusedError(str(error)) from error
-        if manifest.policy_id != ref.policy_id:
+            self._check(process, ref)
+        except PolicyRefusedError:
+            process.close()
+            raise
+        folder.touch()  # when it was last used
+        return LoadedPolicy(ref, process)
+
+    def _check(self, process: PolicyProcess, ref: type_pb2.PolicyRef) -> None:
+        if process.policy_id != ref.policy_id:
             raise PolicyRefusedError(
-                f"policy_id: {manifest.policy_id}: expected {ref.policy_id}: publish the folder under its own name"
+                f"policy_id: {process.policy_id}: expected {ref.policy_id}: publish the folder under its own name"
             )
-        if model.config.n_levels != self._n_levels:
+        if len(process.level_sizes) != self._n_levels:
             raise PolicyRefusedError(
-                f"beam_widths: {self._n_levels} levels: the policy writes {model.config.n_levels}: "
+                f"beam_widths: {self._n_levels} levels: the policy writes {len(process.level_sizes)}: "
                 "set GR4AD_BEAM_WIDTHS to one width per level"
             )
-        folder.touch()  # when it was last used
-        return LoadedPolicy(ref, model.to(self._device))
 
     def _trim(self) -> None:
         folders = sorted(

@@ -8,7 +8,7 @@ import numpy as np
 
 from ad_generator.engine import Engine, LoadedPolicy, Query
 from ad_generator.live_index import LiveIndex
-from ad_generator.policy_loader import PolicyRefusedError
+from ad_generator.policy_process import PolicyRefusedError
 
 HISTORY_LENGTHS: Final = (0, 1, 50)
 

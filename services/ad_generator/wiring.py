@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
-import sys
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import grpc
-import torch
 from gr4ad.generation.v1 import generation_pb2_grpc
 from gr4ad.reward.v1 import reward_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2_grpc
@@ -42,10 +38,6 @@ from ad_generator.settings import AdGeneratorSettings
 
 NAME: Final = "ad_generator"
 SERVICES: Final = ("gr4ad.generation.v1.GenerationService", "inference.GRPCInferenceService")
-SWITCH_INTERVAL_S: Final = 0.0005
-"""Threads hand the interpreter over after at most this; the default of 5 ms would add up over a model call's steps."""
-
-LOADING_NICENESS: Final = 5
 
 
 async def serve_engine(settings: AdGeneratorSettings, model: GeneratorModel, kserve: ModelServer) -> int:
@@ -56,8 +48,6 @@ async def serve_engine(settings: AdGeneratorSettings, model: GeneratorModel, kse
         model: The KServe model whose engine this is.
         kserve: The model server, whose data plane the Open Inference servicer asks.
     """
-    torch.set_num_threads(settings.torch_threads)
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
 
     async def build(server: grpc.aio.Server, lifecycle: Lifecycle) -> None:
         build_generator(settings, model, kserve, server, lifecycle)
@@ -75,13 +65,13 @@ def build_generator(
     """Register the generator's services with a server and start its background tasks; see `serve_engine`."""
     # One thread each, so that none of the three kinds of work waits for another.
     inference, indexing = _thread(lifecycle, "inference"), _thread(lifecycle, "indexing")
-    loading = _thread(lifecycle, "loading", _step_back)
+    loading = _thread(lifecycle, "loading")
     sid_channel, training_channel, reward_channel = (
         _channel(lifecycle, address)
         for address in (settings.sid_assigner_address, settings.rspo_trainer_address, settings.reward_logger_address)
     )
     sids = sid_pb2_grpc.SidServiceStub(sid_channel)
-    engine = Engine(settings.beam_widths, settings.value_weight, settings.device)
+    engine = Engine(settings.beam_widths, settings.value_weight)
     batcher = Batcher[Query, Generated](
         engine.compute,
         inference,
@@ -96,7 +86,7 @@ def build_generator(
     )
 
     def make_mirror(codebook_id: str, level_sizes: tuple[int, ...]) -> CatalogMirror:
-        return CatalogMirror(sids, codebook_id, level_sizes, indexing, settings.device)
+        return CatalogMirror(sids, codebook_id, level_sizes, indexing)
 
     follower = PolicyFollower(
         training_pb2_grpc.TrainingServiceStub(training_channel),
@@ -105,11 +95,13 @@ def build_generator(
             ArtifactStore(settings.artifact_store),
             Path(settings.policy_cache),
             settings.device,
+            settings.torch_threads,
             len(settings.beam_widths),
         ),
         make_mirror,
         engine,
         loading,
+        inference,
         settings.max_batch_size,
         on_ready=partial(_take_traffic, lifecycle),
     )
@@ -146,25 +138,19 @@ def _send_in_background(sender: ListSender, lifecycle: Lifecycle, drain_seconds:
     lifecycle.on_stop(flush)
 
 
-def _step_back() -> None:
-    """Lower this thread's priority, so that a policy on its way in takes no time from the one that serves."""
-    if sys.platform == "linux":  # elsewhere priorities are those of whole processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
-
-
 def _take_traffic(lifecycle: Lifecycle) -> None:
     if not lifecycle.ready:
-        # Modules, weights and catalogue stay: to search them for garbage would hold up requests for tenths of a second.
+        # Modules and catalogue stay: to search them for garbage would hold up requests for tenths of a second.
         gc.collect()
         gc.freeze()
     lifecycle.set_ready(True)
 
 
-def _thread(lifecycle: Lifecycle, name: str, prepare: Callable[[], None] = lambda: None) -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name, initializer=prepare)
+def _thread(lifecycle: Lifecycle, name: str) -> ThreadPoolExecutor:
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
 
     async def shut_down() -> None:
-        executor.shutdown(wait=False, cancel_futures=True)
+        await asyncio.to_thread(executor.shutdown)
 
     lifecycle.on_stop(shut_down)
     return executor

@@ -14,7 +14,7 @@ from gr4ad.reward.v1 import reward_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.sampling import AdTable, TrainingSet
 from gr4ad_core.learning.value_label import ChargeRates
-from gr4ad_core.model.context import UserHistory
+from gr4ad_core.model.history import UserHistory
 from gr4ad_runtime.errors import FailedPreconditionError
 from numpy.typing import NDArray
 

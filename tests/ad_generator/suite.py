@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import multiprocessing
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -89,6 +90,10 @@ class Suite:
     client: grpc.aio.Channel
     stub: Any
 
+    def policy_pids(self) -> set[int]:
+        """Return the processes that policies compute in."""
+        return {process.pid for process in multiprocessing.active_children() if process.name.startswith("policy ")}
+
     async def ask(self, history: Sequence[str] = (), count: int = 5, **values: Any) -> Any:
         """Ask for ads for a user who clicked on some."""
         return await self.stub.GenerateAds(request(history, count, **values), timeout=10)
@@ -138,7 +143,7 @@ async def run_generator(neighbours: Neighbours, **values: Any) -> AsyncIterator[
         finally:
             if not lifecycle.stopping.is_set():
                 await suite.drain()
-            assert lifecycle.failure is None
+            assert lifecycle.failure is None, repr(lifecycle.failure)
 
 
 @asynccontextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import random
 
-import numpy as np
 import pytest
 from ad_generator.ad_table import FIRST_CAPACITY, AdTable
 from ad_generator.live_index import build_live_index
@@ -42,12 +41,12 @@ def test_random_changes_lead_where_a_dictionary_leads() -> None:
     assert all(table.is_live(ad_id) == (state == ACTIVE) for ad_id, (_, state) in expected.items())
     assert not table.is_live("unknown")
 
-    index = build_live_index(table, table.view(), 9, LEVEL_SIZES, "cpu")
+    index = build_live_index(table, table.view(), 9, LEVEL_SIZES)
     live = {sid: ad_id for ad_id, (sid, state) in expected.items() if state == ACTIVE}
     assert (index.size, index.cursor) == (len(live), 9)
-    found = index.slots(np.array(sids).reshape(6, 400, 3)).reshape(-1)
-    for sid, slot in zip(sids, found.tolist(), strict=True):
-        assert (table.ad_ids[slot] if slot >= 0 else None) == live.get(sid)
+    ads = [table.ad_ids[slot] for slot in index.slots_by_place]
+    assert ads == [live[sid] for sid in sorted(live)]
+    assert [tuple(sid) for sid in index.trie.sids().tolist()] == sorted(live)
 
 
 def test_a_view_does_not_move_when_the_table_grows() -> None:
@@ -57,14 +56,13 @@ def test_a_view_does_not_move_when_the_table_grows() -> None:
     table.apply([entry(f"ad{i}", (i,)) for i in range(FIRST_CAPACITY + 1)])
     table.apply([entry("ad0", (0,), PAUSED)])
     assert view.live.shape == (1,)
-    assert build_live_index(table, table.view(), 0, (FIRST_CAPACITY + 1,), "cpu").size == FIRST_CAPACITY
+    assert build_live_index(table, table.view(), 0, (FIRST_CAPACITY + 1,)).size == FIRST_CAPACITY
 
 
-def test_an_empty_table_finds_nothing() -> None:
+def test_an_empty_table_makes_an_empty_index() -> None:
     table = AdTable(3)
-    index = build_live_index(table, table.view(), 0, LEVEL_SIZES, "cpu")
-    assert index.size == 0
-    assert index.slots(np.zeros((2, 5, 3), np.int64)).tolist() == [[-1] * 5] * 2
+    index = build_live_index(table, table.view(), 0, LEVEL_SIZES)
+    assert index.size == len(index.slots_by_place) == 0
 
 
 def test_a_bid_alone_leaves_the_index_as_it_is() -> None:
@@ -80,4 +78,4 @@ def test_sids_of_another_codebook_are_refused() -> None:
         table.apply([entry("odd", (1, 2))])
     table.apply([entry("ad", (1, 2, 30))])
     with pytest.raises(ValueError, match="give codes"):
-        build_live_index(table, table.view(), 0, LEVEL_SIZES, "cpu")
+        build_live_index(table, table.view(), 0, LEVEL_SIZES)

@@ -20,7 +20,8 @@ from gr4ad.generation.v1 import generation_pb2
 from gr4ad.sid.v1 import sid_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.decoding.beam_schedule import BeamPlan, Constraint
-from gr4ad_core.model.context import UserHistory, collate_contexts
+from gr4ad_core.model.context import collate_contexts
+from gr4ad_core.model.history import UserHistory
 from gr4ad_runtime.app import drain
 
 from tests.ad_generator.neighbours import ACTIVE, PAUSED, eventually
@@ -213,7 +214,7 @@ async def test_an_answer_from_a_replaced_catalogue_is_checked_against_the_new_on
         for number, state in enumerate(states):
             sid = type_pb2.SemanticId(codes=[number])
             table.apply([sid_pb2.CatalogEntry(ad_id=f"ad-{number}", sid=sid, state=state)])
-    policy = LoadedPolicy(type_pb2.PolicyRef(policy_id="old"), random_model(1))
+    policy = LoadedPolicy(type_pb2.PolicyRef(policy_id="old"), SimpleNamespace())
     plan, stages = BeamPlan((3,), Constraint.SCHEDULE), Stages(0, 1, (1,), 1)
     found = Generated(policy, old, [0, 1, 2], [[0], [1], [2]], [-1.0, -2.0, -3.0], [3, 2, 1], plan, stages, 0)
     offered: list[Served] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import grpc
@@ -202,7 +203,7 @@ async def test_an_unreachable_store_delays_a_policy_until_it_is_back(
 
 async def test_a_cache_that_cannot_be_written_is_named(neighbours: Neighbours, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    loader = PolicyLoader(ArtifactStore(neighbours.store_url), tmp_path / "file" / "cache", "cpu", 3)
+    loader = PolicyLoader(ArtifactStore(neighbours.store_url), tmp_path / "file" / "cache", "cpu", 1, 3)
     with pytest.raises(UnavailableError, match=f"policy_cache: {tmp_path}.*GR4AD_POLICY_CACHE"):
         loader.load(publish(neighbours.store_url, "second", seed=2))
 
@@ -212,10 +213,38 @@ async def test_a_policy_that_crashes_its_loader_is_refused(suite: Suite, monkeyp
         raise MemoryError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("ad_generator.policy_loader.load_checkpoint", crash)
+        patch.setattr("ad_generator.policy_loader.PolicyProcess", crash)
         suite.neighbours.channel.activate(publish(suite.neighbours.store_url, "second", seed=2))
         await suite.reaches(lambda status: "MemoryError: out of memory" in status.refused_policy, "refused")
     assert (await suite.ask()).policy.policy_id == "first"
+
+
+async def test_a_policy_whose_process_dies_at_its_start_is_refused(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ad_generator.policy_process._run", os.abort)
+        suite.neighbours.channel.activate(publish(suite.neighbours.store_url, "second", seed=2))
+        await suite.reaches(lambda status: "process" in status.refused_policy, "refused")
+    assert (await suite.ask()).policy.policy_id == "first"
+
+
+async def test_the_process_of_a_replaced_policy_ends(suite: Suite) -> None:
+    first = suite.policy_pids()
+    suite.neighbours.channel.activate(publish(suite.neighbours.store_url, "second", seed=2))
+    await suite.serves("second")
+    await eventually(lambda: len(suite.policy_pids()) == 1, "the first policy's process ends")
+    assert not first & suite.policy_pids()
+    await suite.drain()
+    assert not suite.policy_pids()
+
+
+async def test_the_generator_ends_with_the_process_of_its_policy(neighbours: Neighbours) -> None:
+    with pytest.raises(AssertionError, match="ended unasked"):  # it ends by failing: whoever supervises it starts anew
+        async with run_ready_generator(neighbours) as suite:
+            (pid,) = suite.policy_pids()
+            os.kill(pid, signal.SIGKILL)
+            await asyncio.wait_for(suite.lifecycle.stopping.wait(), 10)
 
 
 async def test_the_cache_keeps_the_latest_policies_only(suite: Suite) -> None:

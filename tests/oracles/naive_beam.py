@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gr4ad_core.model.context import UserHistory
+from gr4ad_core.model.history import UserHistory
 
 from tests.oracles.brute_force_trie import BruteForceTrie, Sid
 from tests.oracles.plain_decoder import PlainDecoder

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from gr4ad_core.model.config import LazyArConfig
-from gr4ad_core.model.context import UserHistory
+from gr4ad_core.model.history import UserHistory
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ work. Every call starts from the history again (method.md §2)."""
 from __future__ import annotations
 
 import torch
-from gr4ad_core.model.context import UserHistory
+from gr4ad_core.model.history import UserHistory
 from gr4ad_core.model.lazy_ar import LazyAr
 from torch import Tensor
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from gr4ad_core.model.config import LazyArConfig
-from gr4ad_core.model.context import UserHistory
+from gr4ad_core.model.history import UserHistory
 from gr4ad_core.model.lazy_ar import LazyAr
 
 THREE_LEVELS = LazyArConfig(

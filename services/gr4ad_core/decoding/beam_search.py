@@ -58,6 +58,8 @@ class BeamResult:
 
     sids_BWT: Tensor
     """Live SIDs, no one twice, int64; −1 where not valid."""
+    places_BW: Tensor
+    """Place of each SID in the trie's lexicographic order, int64; −1 where not valid."""
     log_probs_BW: Tensor
     """`Σ_t log p(s_t | s_<t, X)` over the full vocabulary of each level, falling; −inf where not valid."""
     valid_BW: Tensor
@@ -124,9 +126,11 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
     missing = widths[-1] - log_probs_BW.shape[1]  # fewer continuations than the width exist
     log_probs_BW = pad(log_probs_BW, (0, missing), value=-torch.inf)
     sids_BWT = pad(sids_BWT, (0, 0, 0, missing))
+    nodes_BW = pad(nodes_BW, (0, missing))
     valid_BW = log_probs_BW > -torch.inf
     return BeamResult(
         sids_BWT=sids_BWT.masked_fill(~valid_BW[..., None], -1),
+        places_BW=nodes_BW.masked_fill(~valid_BW, -1),
         log_probs_BW=log_probs_BW,
         valid_BW=valid_BW,
         level_us=tuple(level_us),

@@ -18,7 +18,8 @@ from gr4ad_core.learning.ad_table import AdTable
 from gr4ad_core.learning.data_folder import Interactions
 from gr4ad_core.learning.value_label import CLICK, ChargeRates
 from gr4ad_core.model.config import LazyArConfig
-from gr4ad_core.model.context import ContextInputs, UserHistory, collate_contexts
+from gr4ad_core.model.context import ContextInputs, collate_contexts
+from gr4ad_core.model.history import UserHistory
 
 __all__ = ["AdTable", "Batch", "TrainingSet"]
 

@@ -1,4 +1,4 @@
-"""The request's context as data: user histories, and the padded tensors made of them (method.md §2.1).
+"""The request's context as data: the padded tensors made of user histories (method.md §2.1).
 
 Shapes: B requests, S events, T SID levels, F features.
 """
@@ -6,8 +6,8 @@ Shapes: B requests, S events, T SID levels, F features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -16,25 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gr4ad_core.model.config import LazyArConfig
+from gr4ad_core.model.history import UserHistory
 
 N_BEHAVIORS = 4  # 0 pads; 1 impression, 2 click, 3 conversion
 N_GAP_BUCKETS = 32  # 0 unknown; b ≥ 1 holds gaps of [2^(b-1), 2^b) seconds, so the last one starts at 34 years
-
-
-@dataclass(frozen=True)
-class UserHistory:
-    """What is known of one user at one moment."""
-
-    sids: NDArray[np.int64]
-    """SIDs of the ads of the past events, oldest first, `[n, T]`."""
-    behaviors: NDArray[np.int64]
-    """What the user did, 1 impression, 2 click, 3 conversion, `[n]`."""
-    event_times: NDArray[np.float64]
-    """When, in Unix seconds; NaN where unknown, `[n]`."""
-    request_time: float = float("nan")
-    """The moment of the request in Unix seconds; NaN where unknown."""
-    features: Mapping[str, str] = field(default_factory=dict)
-    """Categorical user and request features."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from gr4ad_core.decoding.beam_search import BeamResult, beam_search, expected_ecpm, expected_ecpm_of_beams
 from gr4ad_core.decoding.constraints import TorchTrie
 from gr4ad_core.model.config import LazyArConfig
-from gr4ad_core.model.context import UserHistory, collate_contexts
+from gr4ad_core.model.context import collate_contexts
+from gr4ad_core.model.history import UserHistory
 from gr4ad_core.model.lazy_ar import Context, LazyAr
 from gr4ad_core.sid.trie import LiveTrie
 from hypothesis import HealthCheck, given, settings
@@ -89,6 +90,9 @@ def test_finds_what_the_naive_search_finds(name: str, device: str) -> None:
     for row, history in enumerate(m.histories):
         expected = naive_beam_search(decoder, history, oracle, widths)
         assert set(found(result, row)) == {sid for sid, _ in expected}
+        in_order = sorted(map(tuple, m.sids.tolist()))
+        assert [in_order[place] for place in result.places_BW[row][result.valid_BW[row]]] == found(result, row)
+        assert (result.places_BW[row][~result.valid_BW[row]] == -1).all()
         log_probs = dict(zip(found(result, row), result.log_probs_BW[row].tolist(), strict=False))
         for sid, log_prob in expected:
             assert log_probs[sid] == pytest.approx(log_prob, abs=1e-4)

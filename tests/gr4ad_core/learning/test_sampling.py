@@ -12,7 +12,7 @@ from gr4ad_core.learning.data_folder import Interactions, hold_out
 from gr4ad_core.learning.sampling import AdTable, TrainingSet
 from gr4ad_core.learning.value_label import PRIOR_EVENTS, PRIOR_RATES
 from gr4ad_core.model.config import LazyArConfig
-from gr4ad_core.model.context import UserHistory
+from gr4ad_core.model.history import UserHistory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

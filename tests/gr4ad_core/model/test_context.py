@@ -4,8 +4,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gr4ad_core.model.context import N_GAP_BUCKETS, UserHistory, collate_contexts, gap_buckets
+from gr4ad_core.model.context import N_GAP_BUCKETS, collate_contexts, gap_buckets
 from gr4ad_core.model.context_processor import hash_sids
+from gr4ad_core.model.history import UserHistory
 from hypothesis import given
 from hypothesis import strategies as st
 

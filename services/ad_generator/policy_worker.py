@@ -1,0 +1,135 @@
+"""The process that a policy computes in: it holds the weights and the index, and knows nothing of gRPC.
+
+Model calls here share no interpreter with the server's event loop, so neither holds up the other; and a policy on its
+way in or out is a process that starts or ends.
+
+Shapes: B requests, W beams, N candidates.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
+from gr4ad_core.decoding.constraints import TorchTrie
+from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
+from gr4ad_core.model.context import collate_contexts
+from gr4ad_core.model.history import UserHistory
+from gr4ad_core.model.lazy_ar import LazyAr
+
+from ad_generator.policy_messages import Decode, Decoded, Failed, Index, Loaded, Refused, Serve, WorkerSettings
+
+LOADING_NICENESS: Final = 5
+
+
+@dataclass
+class _Worker:
+    connection: Connection[Any, Any]
+    model: LazyAr
+    trie: TorchTrie | None = None
+
+    def answer(self) -> None:
+        """Answer until told to serve, or until the other side is gone."""
+        while True:
+            try:
+                message = self.connection.recv()
+            except EOFError:
+                os._exit(0)
+            if isinstance(message, Serve):
+                return
+            try:
+                if isinstance(message, Index):
+                    self.trie = TorchTrie.from_trie(message.trie, self.model.device)
+                    continue
+                assert isinstance(message, Decode)
+                assert self.trie is not None, "an index comes before the first call"
+                reply: object = decode(self.model, self.trie, message.widths, message.histories, message.wanted)
+            except Exception as error:
+                reply = Failed(f"{type(error).__name__}: {error}")
+            self.connection.send(reply)
+
+
+def run(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings) -> None:
+    """Load a policy, try it out with little priority, then serve it; the body of the process.
+
+    Args:
+        connection: Where `Decode` and `Index` messages come from; the first answer is `Loaded` or `Refused`.
+        folder: The policy's checkpoint.
+        settings: What to expect there, and where to compute.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):  # the server decides when this process ends
+        signal.signal(number, signal.SIG_IGN)
+    torch.set_num_threads(settings.torch_threads)
+    workers: list[_Worker] = []
+
+    def load() -> None:
+        if sys.platform == "linux":  # elsewhere priorities are those of whole processes
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
+        worker = _load(connection, folder, settings)
+        if worker is not None:
+            workers.append(worker)
+            worker.answer()
+
+    loading = threading.Thread(target=load)
+    loading.start()
+    loading.join()
+    for worker in workers:
+        worker.answer()
+
+
+def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings) -> _Worker | None:
+    try:
+        model, manifest = load_checkpoint(
+            folder, expected_codebook_id=settings.codebook_id, expected_sha256=settings.sha256
+        )
+        worker = _Worker(connection, model.to(settings.device))
+    except CheckpointError as error:
+        connection.send(Refused(str(error)))
+        return None
+    except Exception as error:
+        connection.send(Failed(f"{type(error).__name__}: {error}"))
+        return None
+    connection.send(Loaded(manifest.policy_id, model.config.level_sizes))
+    return worker
+
+
+@torch.inference_mode()
+def decode(
+    model: LazyAr, trie: TorchTrie, widths: tuple[int, ...], histories: Sequence[UserHistory], wanted: int
+) -> Decoded:
+    """Find the most likely live SIDs of each request and value them.
+
+    Args:
+        model: In evaluation mode.
+        trie: Live SIDs, not empty, on the model's device.
+        widths: Beams to keep at each level.
+        histories: The B requests.
+        wanted: Candidates N to return of each, at most.
+    """
+    started_ns, started = time.time_ns(), time.perf_counter_ns()
+    context = model.encode_context(collate_contexts(histories, model.config).to(model.device))
+    encoded = time.perf_counter_ns()
+    beams = beam_search(model, context, trie, widths)
+    searched = time.perf_counter_ns()
+    best_BN = torch.arange(min(wanted, widths[-1]), device=model.device).expand(len(histories), -1)
+    ecpm_BN = expected_ecpm_of_beams(model, context, beams, best_BN).numpy(force=True)
+    return Decoded(
+        places_BN=beams.places_BW[:, : best_BN.shape[1]].numpy(force=True).copy(),
+        log_probs_BN=beams.log_probs_BW[:, : best_BN.shape[1]].numpy(force=True).astype(np.float64),
+        ecpm_BN=ecpm_BN.astype(np.float64),
+        started_ns=started_ns,
+        encode_us=(encoded - started) // 1000,
+        level_us=beams.level_us,
+        ecpm_us=(time.perf_counter_ns() - searched) // 1000,
+    )
