@@ -20,7 +20,7 @@ log = get_logger(__name__)
 
 LARGEST_BATCH: Final = 64
 """Lists per call: what the event loop can translate and serialise in a few milliseconds."""
-LINGER_S: Final = 0.05
+LINGER_S: Final = 0.2
 """How long the first list of a batch waits for others."""
 CALL_TIMEOUT_S: Final = 5.0
 FIRST_BACK_OFF_S: Final = 0.1

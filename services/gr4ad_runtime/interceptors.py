@@ -140,7 +140,7 @@ class TraceInterceptor(CallInterceptor):
 
 
 class AccessLogInterceptor(CallInterceptor):
-    """Writes one line and one measurement per call.
+    """Writes one line and one measurement per call; a call that succeeds is a line at DEBUG only, there are so many.
 
     What a servicer binds with `structlog.contextvars.bind_contextvars` is part of the line.
     """
@@ -170,6 +170,8 @@ class AccessLogInterceptor(CallInterceptor):
                 {semconv.RPC_SERVICE: service, semconv.RPC_METHOD: name, semconv.RPC_STATUS_CODE: code.value[0]},
             )
             write = _log.warning if code in SERVER_FAULTS else _log.info
+            if code is grpc.StatusCode.OK:
+                write = _log.debug
             write("call", method=method[1:], code=code.name, duration_ms=round(1000.0 * seconds, 3))
 
 

@@ -82,7 +82,7 @@ async def test_a_stop_lets_calls_finish_and_ends_streams(free_port: Callable[[],
     assert running.returncode == 0
     events = [json.loads(line)["event"] for line in output.splitlines() if line.startswith("{")]
     assert events[0] == "serving"
-    assert events[-2:] == ["call", "stopped"]
+    assert events[-2:] == ["call", "stopped"]  # the call whose stream was ended
     assert "closed" in output
 
 

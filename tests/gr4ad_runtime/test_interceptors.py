@@ -184,7 +184,7 @@ async def test_a_call_is_one_line_without_what_was_sent() -> None:
             with pytest.raises(grpc.aio.AioRpcError):
                 await call(address, "NotFoundError")
     lines = [line for line in logs if line["event"] == "call"]
-    assert [line["code"] for line in lines] == ["OK", "NOT_FOUND"]
+    assert [(line["code"], line["log_level"]) for line in lines] == [("OK", "debug"), ("NOT_FOUND", "info")]
     assert lines[0]["method"] == f"{SERVICE}/GetTrainingRun"
     assert 20.0 <= lines[0]["duration_ms"] < 5000.0
     assert "sleep-20" not in str(logs)
