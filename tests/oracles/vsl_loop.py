@@ -29,16 +29,16 @@ def vsl(
     lambda_mtp: float,
     smoothing: float,
 ) -> float:
-    """Return E[ w · (L_SID + λ_e L_eCPM) + λ_mtp · L_MTP ]."""
+    """Return E[ w · (L_SID + λ_e L_eCPM) + λ_mtp · L_MTP ]; the last token's target is smoothed."""
     total = 0.0
     for sample, sid in enumerate(sids):
         ntp = lambda_e * token_cost(ecpm_logits[sample], buckets[sample])
         for level, code in enumerate(sid):
-            ntp += token_cost(level_logits[level][sample], code, smoothing)
+            ntp += token_cost(level_logits[level][sample], code, smoothing if level == len(sid) - 1 else 0.0)
         total += weights[sample] * ntp
         if mtp_ecpm_logits is not None:
             mtp = lambda_e * token_cost(mtp_ecpm_logits[sample], buckets[sample])
             for level, code in enumerate(sid):
-                mtp += token_cost(mtp_level_logits[level][sample], code, smoothing)
+                mtp += token_cost(mtp_level_logits[level][sample], code, smoothing if level == len(sid) - 1 else 0.0)
             total += lambda_mtp * mtp
     return total / len(sids)

@@ -23,7 +23,7 @@ from gr4ad_tools.traffic import Answer, ask
 
 CANDIDATES = 128  # as many as the last beam level holds, so that presence does not hang on the ranking
 LANES = 2  # probes under way at a time
-POLL_S = 0.02  # between two looks, so that the probes are a small part of the traffic
+POLL_S = 0.1  # between two looks, so that the probes are a small part of the traffic; delays are this much too long
 GIVE_UP_S = 5.0
 WATCH_PAUSED_S = 1.5
 # After this long a paused ad must be gone from every answer to a request sent since.

@@ -39,8 +39,9 @@ class VslConfig:
     """Decay of matrices and embeddings, not of biases, norms and positions."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient of all weights together."""
-    label_smoothing: float = 0.0
-    """Share of each token's target spread over its whole vocabulary."""
+    business_smoothing: float = 0.05
+    """Share of the last token's target spread over its level. A business code says whose ad it is and what for: a new
+    campaign's may be one that training never met beside these semantic codes, and must stay within the beams' reach."""
     ecpm_loss_weight: float = 0.1
     """λ_e. Small: the value bucket has one token of four, and reaches the ranking after the search only."""
     mtp_loss_weight: float = 0.3
@@ -71,7 +72,7 @@ class VslConfig:
         for name in ("ecpm_loss_weight", "mtp_loss_weight", "weight_decay", "user_value_exponent", "validation_users"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: {getattr(self, name)}: give 0 to switch it off, or a positive number")
-        for name in ("warmup_share", "final_rate_share", "label_smoothing", "impression_share", "new_user_share"):
+        for name in ("warmup_share", "final_rate_share", "business_smoothing", "impression_share", "new_user_share"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: {getattr(self, name)}: give a share from 0 to 1")
         if len(self.behavior_weights) != 3 or min(self.behavior_weights) < 0.0:
@@ -85,13 +86,14 @@ class VslConfig:
 
 
 def token_loss(
-    level_logits: list[Tensor], ecpm_logits: Tensor, sids_BT: Tensor, ecpm_bucket_B: Tensor, label_smoothing: float
+    level_logits: list[Tensor], ecpm_logits: Tensor, sids_BT: Tensor, ecpm_bucket_B: Tensor, business_smoothing: float
 ) -> tuple[Tensor, Tensor]:
     """Return L_SID and L_eCPM of each sample, `[B]` each."""
     sid_loss_B = torch.zeros_like(ecpm_logits[:, 0])
     for level, logits_BV in enumerate(level_logits):
+        smoothing = business_smoothing if level == len(level_logits) - 1 else 0.0
         sid_loss_B = sid_loss_B + cross_entropy(
-            logits_BV, sids_BT[:, level], reduction="none", label_smoothing=label_smoothing
+            logits_BV, sids_BT[:, level], reduction="none", label_smoothing=smoothing
         )
     return sid_loss_B, cross_entropy(ecpm_logits, ecpm_bucket_B, reduction="none")
 
@@ -106,19 +108,19 @@ def vsl_loss(
         sids_BT: Target SIDs, int64.
         ecpm_bucket_B: Value bucket of each target, int64.
         weight_B: Sample weights w.
-        config: Gives λ_e, λ_mtp and the label smoothing.
+        config: Gives λ_e, λ_mtp and the smoothing of the last level.
 
     Returns:
         The loss, and its unweighted parts, means over the batch without gradient.
     """
     sid_loss_B, ecpm_loss_B = token_loss(
-        outputs.level_logits, outputs.ecpm_logits, sids_BT, ecpm_bucket_B, config.label_smoothing
+        outputs.level_logits, outputs.ecpm_logits, sids_BT, ecpm_bucket_B, config.business_smoothing
     )
     loss = (weight_B * (sid_loss_B + config.ecpm_loss_weight * ecpm_loss_B)).mean()
     metrics = {"sid_loss": sid_loss_B.mean().detach(), "ecpm_loss": ecpm_loss_B.mean().detach()}
     if outputs.mtp_ecpm_logits is not None and config.mtp_loss_weight > 0.0:
         mtp_sid_B, mtp_ecpm_B = token_loss(
-            outputs.mtp_level_logits, outputs.mtp_ecpm_logits, sids_BT, ecpm_bucket_B, config.label_smoothing
+            outputs.mtp_level_logits, outputs.mtp_ecpm_logits, sids_BT, ecpm_bucket_B, config.business_smoothing
         )
         mtp_loss = (mtp_sid_B + config.ecpm_loss_weight * mtp_ecpm_B).mean()
         loss = loss + config.mtp_loss_weight * mtp_loss

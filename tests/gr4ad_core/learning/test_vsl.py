@@ -43,7 +43,7 @@ def test_loss_equals_its_loop_form(batch, buckets, lazy, lambda_e, lambda_mtp, s
     sids_BT = torch.stack([torch.randint(v, (batch,)) for v in SIZES], dim=1)
     bucket_B = torch.randint(buckets, (batch,))
     weight_B = torch.rand(batch, dtype=torch.float64) * 3
-    config = VslConfig(ecpm_loss_weight=lambda_e, mtp_loss_weight=lambda_mtp, label_smoothing=smoothing)
+    config = VslConfig(ecpm_loss_weight=lambda_e, mtp_loss_weight=lambda_mtp, business_smoothing=smoothing)
 
     loss, _ = vsl_loss(outputs, sids_BT, bucket_B, weight_B, config)
 
@@ -94,7 +94,7 @@ def test_ordinary_decoder_has_no_trunk_loss():
         ("epochs", 0),
         ("learning_rate", -1e-3),
         ("mtp_loss_weight", -0.1),
-        ("label_smoothing", 1.5),
+        ("business_smoothing", 1.5),
         ("impression_share", -0.1),
         ("behavior_weights", (1.0, 1.0)),
         ("validation_beams", ()),
