@@ -8,6 +8,7 @@ Shapes: B requests, W beams, N candidates.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -30,7 +31,7 @@ from gr4ad_core.model.lazy_ar import LazyAr
 
 from ad_generator.policy_messages import Decode, Decoded, Failed, Index, Loaded, Refused, Serve, WorkerSettings
 
-LOADING_NICENESS: Final = 5
+LOADING_NICENESS: Final = 10
 
 
 @dataclass
@@ -100,6 +101,7 @@ def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettin
     except Exception as error:
         connection.send(Failed(f"{type(error).__name__}: {error}"))
         return None
+    gc.freeze()  # modules and weights stay: searching them for garbage would hold up model calls
     connection.send(Loaded(manifest.policy_id, model.config.level_sizes))
     return worker
 

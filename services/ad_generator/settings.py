@@ -33,8 +33,8 @@ class AdGeneratorSettings(ServiceSettings):
     value_weight: float = Field(
         default=1.0, ge=0.0, le=100.0, description="Weight of log(predicted eCPM) beside log_prob in the final ranking."
     )
-    # Half of the requests usually under way: while one half computes, the other is read and written.
-    max_batch_size: int = Field(default=8, ge=1, le=1024, description="Requests of one model call at most.")
+    # A little over half of the requests usually under way: while one half computes, the other is read and written.
+    max_batch_size: int = Field(default=9, ge=1, le=1024, description="Requests of one model call at most.")
     max_batch_wait_us: int = Field(
         default=1000, ge=0, le=1_000_000, description="How long a request waits for company, in microseconds."
     )

@@ -11,6 +11,7 @@ from ad_generator.live_index import LiveIndex
 from ad_generator.policy_process import PolicyRefusedError
 
 HISTORY_LENGTHS: Final = (0, 1, 50)
+CANDIDATES: Final = 16
 
 
 def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_size: int) -> None:
@@ -25,10 +26,9 @@ def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_si
     Raises:
         PolicyRefusedError: The policy's answers are not numbers.
     """
-    candidate_count = engine.beam_widths[-1]
     for batch_size in (1, max_batch_size):
         lengths = (HISTORY_LENGTHS[number % len(HISTORY_LENGTHS)] for number in range(batch_size))
-        queries = [_query(index, length, candidate_count) for length in lengths]
+        queries = [_query(index, length) for length in lengths]
         for answer in engine.generate(policy, index, queries):
             if not np.isfinite(answer.log_probs).all() or (index.size and not answer.slots):
                 raise PolicyRefusedError(
@@ -36,7 +36,7 @@ def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_si
                 )
 
 
-def _query(index: LiveIndex, length: int, candidate_count: int) -> Query:
+def _query(index: LiveIndex, length: int) -> Query:
     ad_ids = index.table.ad_ids[:length]
     return Query(
         ad_ids=ad_ids,
@@ -44,5 +44,5 @@ def _query(index: LiveIndex, length: int, candidate_count: int) -> Query:
         event_times=np.full(len(ad_ids), np.nan),
         request_time=0.0,
         features={},
-        candidate_count=candidate_count,
+        candidate_count=CANDIDATES,
     )

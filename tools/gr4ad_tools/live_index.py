@@ -21,11 +21,13 @@ from gr4ad.type.v1 import type_pb2
 
 from gr4ad_tools.traffic import Answer, ask
 
-CANDIDATES = 128  # as many as the last beam level holds, so that presence does not hang on the ranking
-LANES = 2  # probes under way at a time
-POLL_S = 0.1  # between two looks, so that the probes are a small part of the traffic; delays are this much too long
+CANDIDATES = 64  # so many that presence seldom hangs on the ranking
+WIDE_CANDIDATES = 256  # for an ad that is not among them: wider beams reach all that is likely at all
+NARROW_LOOKS = 2  # before the wide ones
+POLL_S = 0.1  # between two looks for a new ad: a delay is measured as up to this much longer than it was
 GIVE_UP_S = 5.0
-WATCH_PAUSED_S = 1.5
+WATCH_PAUSED_S = 1.2
+PAUSED_POLL_S = 0.25  # between two looks for a paused ad, which all of the traffic is searched for as well
 # After this long a paused ad must be gone from every answer to a request sent since.
 PAUSE_LIMIT_S = 1.0
 
@@ -51,7 +53,7 @@ async def probe(
     run_id: str,
     on_probe: Callable[[], object] = lambda: None,
 ) -> LiveIndexDelays:
-    """Insert and pause ads, a few at a time, while other traffic flows.
+    """Insert and pause ads, one after the other, while other traffic flows.
 
     Args:
         sid_channel: Channel to the SID assigner.
@@ -66,12 +68,12 @@ async def probe(
     generator = generation_pb2_grpc.GenerationServiceStub(generator_channel)
     delays = LiveIndexDelays()
 
-    async def look(number: int, name: str) -> Answer | None:
+    async def look(number: int, name: str, count: int) -> Answer | None:
         context = visits[number % len(visits)]
-        return await ask(generator, context, f"{run_id}-{name}", CANDIDATES, number, delays.failures)
+        return await ask(generator, context, f"{run_id}-{name}", count, number, delays.failures)
 
     async def one(number: int) -> None:
-        first = await look(number, f"{number}-first")
+        first = await look(number, f"{number}-first", CANDIDATES)
         known = [ad_id for ad_id in first.by_likelihood if ad_id in ads] if first else []
         if not known:
             delays.never_generated += 1
@@ -83,7 +85,8 @@ async def probe(
         committed = time.monotonic()
         appeared = None
         for turn in itertools.count():
-            answer = await look(number, f"{number}-insert-{turn}")
+            count = CANDIDATES if turn < NARROW_LOOKS else WIDE_CANDIDATES
+            answer = await look(number, f"{number}-insert-{turn}", count)
             if answer is not None and ad.ad_id in answer.ad_ids:
                 appeared = answer.received
             if appeared is not None or time.monotonic() - committed > GIVE_UP_S:
@@ -97,20 +100,17 @@ async def probe(
         paused = last_seen = time.monotonic()
         delays.paused_at[ad.ad_id] = paused
         for turn in itertools.count():
-            answer = await look(number, f"{number}-pause-{turn}")
+            answer = await look(number, f"{number}-pause-{turn}", count)
             if answer is not None and ad.ad_id in answer.ad_ids:
                 last_seen = answer.received
             if time.monotonic() - paused > WATCH_PAUSED_S:
                 break
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(PAUSED_POLL_S)
         delays.pause_ms.append(1000.0 * (last_seen - paused))
 
-    async def lane(number: int) -> None:
-        for probe_number in range(number, probes, LANES):
-            await one(probe_number)
-            on_probe()
-
-    await asyncio.gather(*(lane(number) for number in range(LANES)))
+    for number in range(probes):
+        await one(number)
+        on_probe()
     return delays
 
 

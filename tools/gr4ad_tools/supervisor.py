@@ -124,14 +124,15 @@ class SupervisedProcess:
     async def _launch(self) -> ProcessGuard:
         self.spec.log.parent.mkdir(parents=True, exist_ok=True)
         with self.spec.log.open("ab") as log:
-            # A session of its own: Ctrl-C reaches this process only, which then stops the others in order.
+            # A group of its own: Ctrl-C reaches this process only, which then stops the others in order. In one
+            # session, since Linux shares processor time among sessions first, whatever the priorities in them.
             process = await asyncio.create_subprocess_exec(
                 *self.spec.command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.spec.env},
-                start_new_session=True,
+                process_group=0,
             )
         self._process, self.pid = process, process.pid
         return ProcessGuard(process.pid, stop_signal="TERM", grace_seconds=int(KILL_AFTER_S))

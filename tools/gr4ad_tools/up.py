@@ -29,6 +29,8 @@ DEFAULT_PORTS: Mapping[str, int] = {
     "reward_logger": 50053,
     "sid_assigner": 50051,
 }
+# Nobody waits for what these do, and on a shared machine the generator's callers would.
+IN_THE_BACKGROUND = {"rspo_trainer", "reward_logger"}
 START_SECONDS = 120.0
 POLL_S = 0.1
 
@@ -75,7 +77,7 @@ class Suite:
         self.workdir = workdir.resolve()
         self.database_url = database_url
         self.artifact_store = artifact_store or str(self.workdir / "artifacts")
-        names = commands or {name: [sys.executable, "-m", name] for name in DEFAULT_PORTS}
+        names = commands or {name: _command(name) for name in DEFAULT_PORTS}
         chosen = dict(ports) if ports is not None else dict(zip(names, _free_ports(len(names)), strict=True))
         for service in [*(service_env or {}), *chosen]:
             if service not in names:
@@ -240,6 +242,10 @@ def address_table(suite: Suite) -> Table:
     table.add_row("postgres", suite.database_url, "", str(suite.workdir / "postgres" / "server.log"))
     table.add_row("artifacts", suite.artifact_store, "", "")
     return table
+
+
+def _command(service: str) -> list[str]:
+    return [*(["nice", "-n", "5"] if service in IN_THE_BACKGROUND else []), sys.executable, "-m", service]
 
 
 def _free_ports(count: int) -> list[int]:

@@ -30,11 +30,11 @@ def demo(level_sizes: tuple[int, ...]) -> tuple[LazyArConfig, VslConfig]:
     """Return the demo's recipe: some thousand ads, some ten thousand events, about a minute on two cores."""
     model = LazyArConfig(
         level_sizes=level_sizes,
-        d_model=96,
+        d_model=64,
         n_heads=4,
         n_layers=6,
         n_lazy=5,
-        d_ff=192,
+        d_ff=128,
         kv_groups=2,
         max_history=20,
         n_item_buckets=1 << 13,
