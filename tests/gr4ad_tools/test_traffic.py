@@ -56,6 +56,7 @@ async def test_lists_are_scored_by_log_probability_whatever_order_they_come_in()
 
 async def test_probes_measure_the_delay_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_index, "WATCH_PAUSED_S", 0.4)
+    monkeypatch.setattr(live_index, "PAUSED_POLL_S", 0.02)
     live = {"first"}
     ads = {
         "first": sid_pb2.Ad(ad_id="first", title="lamp", brand="b", conversion_type=sid_pb2.CONVERSION_TYPE_PURCHASE)

@@ -27,7 +27,7 @@ NARROW_LOOKS = 2  # before the wide ones
 POLL_S = 0.1  # between two looks for a new ad: a delay is measured as up to this much longer than it was
 GIVE_UP_S = 5.0
 WATCH_PAUSED_S = 1.2
-PAUSED_POLL_S = 0.25  # between two looks for a paused ad, which all of the traffic is searched for as well
+PAUSED_POLL_S = 0.5  # between two looks for a paused ad, which all of the traffic is searched for as well
 # After this long a paused ad must be gone from every answer to a request sent since.
 PAUSE_LIMIT_S = 1.0
 
@@ -53,7 +53,7 @@ async def probe(
     run_id: str,
     on_probe: Callable[[], object] = lambda: None,
 ) -> LiveIndexDelays:
-    """Insert and pause ads, one after the other, while other traffic flows.
+    """Insert ads, one after the other, and pause each, while other traffic flows.
 
     Args:
         sid_channel: Channel to the SID assigner.
@@ -72,45 +72,54 @@ async def probe(
         context = visits[number % len(visits)]
         return await ask(generator, context, f"{run_id}-{name}", count, number, delays.failures)
 
-    async def one(number: int) -> None:
+    async def insert(number: int) -> tuple[str, int] | None:
+        """Add an ad and wait until it is generated; return it and how many candidates it takes to see it."""
         first = await look(number, f"{number}-first", CANDIDATES)
         known = [ad_id for ad_id in first.by_likelihood if ad_id in ads] if first else []
         if not known:
             delays.never_generated += 1
-            return
+            return None
         ad = _further_campaign(ads[known[0]], f"{run_id}-ad-{number}")
         await sids.BatchCreateAdSids(
             sid_pb2.BatchCreateAdSidsRequest(request_id=f"{ad.ad_id}-create", ads=[ad]), timeout=GIVE_UP_S
         )
         committed = time.monotonic()
-        appeared = None
         for turn in itertools.count():
             count = CANDIDATES if turn < NARROW_LOOKS else WIDE_CANDIDATES
             answer = await look(number, f"{number}-insert-{turn}", count)
             if answer is not None and ad.ad_id in answer.ad_ids:
-                appeared = answer.received
-            if appeared is not None or time.monotonic() - committed > GIVE_UP_S:
+                delays.insert_ms.append(1000.0 * (answer.received - committed))
+                break
+            if time.monotonic() - committed > GIVE_UP_S:
+                delays.insert_ms.append(1000.0 * GIVE_UP_S)
+                delays.never_generated += 1
                 break
             await asyncio.sleep(POLL_S)
-        if appeared is None:
-            delays.never_generated += 1
-        delays.insert_ms.append(1000.0 * (GIVE_UP_S if appeared is None else appeared - committed))
+        return ad.ad_id, count
 
-        await sids.UpdateAd(sid_pb2.UpdateAdRequest(ad_id=ad.ad_id, state=sid_pb2.AD_STATE_PAUSED), timeout=GIVE_UP_S)
-        paused = last_seen = time.monotonic()
-        delays.paused_at[ad.ad_id] = paused
+    async def watch(number: int, ad_id: str, count: int) -> None:
+        """Look for a paused ad until it ought to be gone for good."""
+        paused = last_seen = delays.paused_at[ad_id]
         for turn in itertools.count():
             answer = await look(number, f"{number}-pause-{turn}", count)
-            if answer is not None and ad.ad_id in answer.ad_ids:
+            if answer is not None and ad_id in answer.ad_ids:
                 last_seen = answer.received
             if time.monotonic() - paused > WATCH_PAUSED_S:
                 break
             await asyncio.sleep(PAUSED_POLL_S)
         delays.pause_ms.append(1000.0 * (last_seen - paused))
 
-    for number in range(probes):
-        await one(number)
-        on_probe()
+    async with asyncio.TaskGroup() as watches:
+        for number in range(probes):
+            inserted = await insert(number)
+            if inserted is not None:
+                ad_id, count = inserted
+                await sids.UpdateAd(
+                    sid_pb2.UpdateAdRequest(ad_id=ad_id, state=sid_pb2.AD_STATE_PAUSED), timeout=GIVE_UP_S
+                )
+                delays.paused_at[ad_id] = time.monotonic()
+                watches.create_task(watch(number, ad_id, count))
+            on_probe()
     return delays
 
 

@@ -51,11 +51,11 @@ def default(level_sizes: tuple[int, ...]) -> tuple[LazyArConfig, VslConfig]:
     """Return the recipe for data of the size of Amazon Beauty (12,101 ads, 131,413 samples)."""
     model = LazyArConfig(
         level_sizes=level_sizes,
-        d_model=128,
+        d_model=96,
         n_heads=4,
         n_layers=6,
         n_lazy=5,
-        d_ff=256,
+        d_ff=192,
         kv_groups=2,
         max_history=20,
         n_item_buckets=1 << 15,
