@@ -65,13 +65,15 @@ class LeaveOneOut:
         """Return the contexts to ask with, one per scored user."""
         starts = self.interactions.offsets[self.users_M]
         return [
-            user_context(self.interactions, int(user), int(start), int(end))
+            user_context(self.interactions, int(user), int(start), int(end), float(self.interactions.timestamps[end]))
             for user, start, end in zip(self.users_M, starts, self.targets_M, strict=True)
         ]
 
 
-def user_context(interactions: Interactions, user: int, start: int, end: int) -> type_pb2.UserContext:
-    """Return a user's context just before event `end`: the events [start, end), the latest 256 of them."""
+def user_context(
+    interactions: Interactions, user: int, start: int, end: int, request_time: float
+) -> type_pb2.UserContext:
+    """Return a user's context after the events [start, end), the latest 256 of them; a time of NaN is left out."""
     start = max(start, end - HISTORY_LIMIT)
     context = type_pb2.UserContext(user_id=interactions.user_ids[user], cold_start=start == end)
     for event in range(start, end):
@@ -80,8 +82,8 @@ def user_context(interactions: Interactions, user: int, start: int, end: int) ->
         )
         if not math.isnan(interactions.timestamps[event]):
             past.event_time.FromSeconds(int(interactions.timestamps[event]))
-    if not math.isnan(interactions.timestamps[end]):
-        context.request_time.FromSeconds(int(interactions.timestamps[end]))
+    if not math.isnan(request_time):
+        context.request_time.FromSeconds(int(request_time))
     return context
 
 

@@ -18,7 +18,7 @@ from gr4ad_runtime.settings import ServiceSettings
 from gr4ad_runtime.telemetry import configure_telemetry
 from rich.console import Console
 
-from gr4ad_tools import codebook, evaluation, figures, ingest, train
+from gr4ad_tools import codebook, evaluation, figures, ingest, train, yardstick
 from gr4ad_tools.demo import phases
 from gr4ad_tools.demo.progress import Phase, Steps
 from gr4ad_tools.demo.record import Record
@@ -81,7 +81,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
     earlier_seconds = float(state.results.get("seconds", 0.0))
     record = Record(source=f"Data folder {options.data.name}" if options.data else "Simulated market")
     with Steps(console, record.phase_seconds) as steps:
-        folder = _prepare(options, state, steps)
+        folder, market = _prepare(options, state, steps)
         with steps.phase("Hold out test targets"):
             items, split = phases.load(folder)
             training_folder = state.folder.resolve() / "training"
@@ -135,6 +135,11 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 )
                 record.figures |= phases.score_figures(split, scored)
                 record.users = phases.generated_for(split, scored, items, options.seed)
+            if market is not None:
+                with steps.phase("Judge revenue by the market's truth") as phase:
+                    fixed = yardstick.FixedRequests.draw(market, split.interactions, options.seed)
+                    lists = await yardstick.shown_lists(channels["ad_generator"], market, fixed, f"{run_id}-judge")
+                    record.figures |= yardstick.revenue_figures(market, fixed, {"vsl": lists}, options.seed)
             with steps.phase("Serve concurrent users, live changes") as phase:
                 await phases.serve_traffic(record, channels, contexts, items, policies, run_id, phase.update)
                 record.figures |= phases.traffic_figures(record, scored)
@@ -158,21 +163,23 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
     return document, record
 
 
-def _prepare(options: DemoOptions, state: RunState, steps: Steps) -> Path:
-    """Return the data folder: the given one, checked, or a simulated one, written once."""
+def _prepare(options: DemoOptions, state: RunState, steps: Steps) -> tuple[Path, Market | None]:
+    """Return the data folder, the given one, checked, or a simulated one, written once; and the market behind it."""
     if options.data is not None:
         with steps.phase("Check the data"):
             problems = check_folder(options.data)
             if problems:
                 shown = "\n".join(f"{p.file}:{p.line}: {p.message}" for p in problems[:10])
                 raise DataError(f"{options.data}: {len(problems)} problems; see them all by: gr4ad data check\n{shown}")
-        return options.data
+        return options.data, None
     folder = state.folder / "market"
-    with steps.phase("Simulate a market"):
-        if "market" not in state.results:
-            Market(SCENARIO, options.seed).write_folder(folder)
-            state.done("market", str(folder))
-    return folder
+    with steps.phase("Simulate a market") as phase:
+        market = Market(SCENARIO, options.seed)
+        # Making the log also tires the users and spends the budgets that its lists did, whether it is written or not.
+        log = market.log if "market" in state.results else market.write_folder(folder)
+        state.done("market", str(folder))
+        phase.finish(f"{len(log):,} events")
+    return folder, market
 
 
 @contextlib.asynccontextmanager

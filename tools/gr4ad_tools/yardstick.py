@@ -1,0 +1,106 @@
+"""The yardstick of revenue: a fixed set of simulated requests that every policy answers, priced by the market's truth.
+
+What a list earns is its true expected value, without the noise of clicks. The best list there is, lists by lot and a
+popularity × bid policy stand beside it (`simulate.bounds`).
+
+Shapes: R requests, L ads shown per request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import grpc
+import numpy as np
+from gr4ad.type.v1 import type_pb2
+from gr4ad_core.learning.data_folder import Interactions
+from numpy.typing import NDArray
+
+from gr4ad_tools.evaluation import score
+from gr4ad_tools.figures import Figure
+from gr4ad_tools.leave_one_out import user_context
+from gr4ad_tools.simulate import Market
+from gr4ad_tools.simulate.bounds import judge
+
+REQUESTS = 1000
+MICROS = 1e6
+PER_MILLE = 1000.0
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class FixedRequests:
+    """Requests of the hour in which the market's log ends: users by how often they come, with all of their past.
+
+    Attributes:
+        users_R: Users, as the market numbers them.
+        contexts: What is known of each.
+        time: Unix time of all.
+    """
+
+    users_R: IntArray
+    contexts: list[type_pb2.UserContext]
+    time: float
+
+    @classmethod
+    def draw(cls, market: Market, interactions: Interactions, seed: int, count: int = REQUESTS) -> FixedRequests:
+        """Draw requests; the same market, seed and count give the same ones.
+
+        Args:
+            market: Where users come from.
+            interactions: Its log.
+            seed: Of the draw.
+            count: Requests R.
+        """
+        arrivals = market.arrivals(market.config.days, np.random.default_rng([seed, count]))
+        users_R = np.random.default_rng([count, seed]).permutation(arrivals.users_R)[:count]
+        logged = {user_id: number for number, user_id in enumerate(interactions.user_ids)}
+        return cls(users_R, [_context(interactions, logged, market, int(user)) for user in users_R], market.end)
+
+
+async def shown_lists(channel: grpc.aio.Channel, market: Market, fixed: FixedRequests, run_id: str) -> IntArray:
+    """Ask a generator for each request and return the ads it would show, [R, L]; −1 where its list was shorter.
+
+    Args:
+        channel: Channel to the generator.
+        market: Numbers the ads; one that it does not know earns nothing.
+        fixed: The requests.
+        run_id: Prefix of the request ids; unique per run.
+    """
+    length = market.config.list_length
+    answers = await score(channel, fixed.contexts, market.item_ids, run_id=run_id, candidate_count=length)
+    lists_RL = np.full((len(fixed.contexts), length), -1, dtype=np.int64)
+    for row, ads in zip(lists_RL, answers.ads, strict=True):
+        row[: len(ads)] = [market.ad_index.get(ad.ad_id, -1) for ad in ads]
+    return lists_RL
+
+
+def revenue_figures(market: Market, fixed: FixedRequests, lists: dict[str, IntArray], seed: int) -> dict[str, Figure]:
+    """Return each policy's expected revenue per mille, beside the foils', and its share of the oracle's.
+
+    Args:
+        market: The judge.
+        fixed: The requests.
+        lists: Ads shown by policy, [R, L] each.
+        seed: Of the lists by lot.
+    """
+    judged = judge(market, lists, fixed.users_R, fixed.time, np.random.default_rng(seed))
+    length, requests = market.config.list_length, len(fixed.users_R)
+    unit = "currency units per 1,000 impressions"
+    figures = {
+        f"{name}_rpm": Figure(PER_MILLE * revenue.mean_micros / MICROS / length, unit, requests)
+        for name, revenue in judged.items()
+    }
+    shares = {f"{name}_oracle_share": Figure(judged[name].oracle_share, "share", requests) for name in lists}
+    return figures | shares
+
+
+def _context(interactions: Interactions, logged: dict[str, int], market: Market, user: int) -> type_pb2.UserContext:
+    user_id = market.user_ids[user]
+    if user_id not in logged:
+        context = type_pb2.UserContext(user_id=user_id, cold_start=True)
+        context.request_time.FromSeconds(int(market.end))
+        return context
+    start, end = interactions.offsets[logged[user_id] :][:2]
+    return user_context(interactions, logged[user_id], int(start), int(end), market.end)
