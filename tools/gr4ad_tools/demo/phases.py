@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import random
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 
 import grpc
@@ -139,55 +139,69 @@ def generated_for(split: LeaveOneOut, scored: ScoredLists, items: Sequence[Item]
     return users
 
 
-async def serve_traffic(
+@contextlib.asynccontextmanager
+async def _concurrent_users(
+    channel: grpc.aio.Channel, contexts: Sequence[type_pb2.UserContext], run_id: str
+) -> AsyncIterator[Traffic]:
+    """Let concurrent users ask for as long as the block lasts; what is yielded is filled at its end."""
+    stop, seen = asyncio.Event(), Traffic()
+    # What the run has gathered so far is no garbage: searching it would hold up this process's users, not the server.
+    gc.collect()
+    gc.freeze()
+    asking = asyncio.create_task(
+        run_users(channel, contexts, users=USERS, candidate_count=CANDIDATES, run_id=run_id, until=stop)
+    )
+    try:
+        yield seen
+    finally:
+        stop.set()
+        traffic = await asking
+        seen.answers, seen.failures, seen.seconds = traffic.answers, traffic.failures, traffic.seconds
+
+
+async def swap_policies(
     record: Record,
     channels: dict[str, grpc.aio.Channel],
     contexts: Sequence[type_pb2.UserContext],
-    items: Sequence[Item],
     policies: Sequence[str],
     run_id: str,
     on_progress: Callable[[float], object],
 ) -> None:
-    """Let concurrent users ask while two policies take turns, then ads are added and paused; fill the record."""
-    stop = asyncio.Event()
-    # What the run has gathered so far is no garbage: searching it would hold up this process's users, not the server.
-    gc.collect()
-    gc.freeze()
-    record.traffic_start = time.monotonic()
-    traffic = asyncio.create_task(
-        run_users(
+    """Let concurrent users ask while two policies take turns; fill the record."""
+    training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
+    async with _concurrent_users(channels["ad_generator"], contexts, f"{run_id}-users") as record.traffic:
+        record.traffic_start = time.monotonic()
+        for swap in range(SWAPS):
+            await asyncio.sleep(SWAP_EVERY_S)
+            await training.ActivatePolicy(
+                training_pb2.ActivatePolicyRequest(policy_id=policies[(swap + 1) % len(policies)], channel="stable"),
+                timeout=RPC_TIMEOUT_S,
+            )
+            record.swap_times.append(time.monotonic() - record.traffic_start)
+            on_progress((swap + 1) / SWAPS)
+        await asyncio.sleep(SWAP_EVERY_S)
+
+
+async def change_ads(
+    record: Record,
+    channels: dict[str, grpc.aio.Channel],
+    contexts: Sequence[type_pb2.UserContext],
+    items: Sequence[Item],
+    run_id: str,
+    on_progress: Callable[[float], object],
+) -> None:
+    """Add and pause ads while as many users ask beside the probes; fill the record."""
+    probed = itertools.count(1)
+    async with _concurrent_users(channels["ad_generator"], contexts, f"{run_id}-beside") as record.probed_traffic:
+        record.delays = await probe(
+            channels["sid_assigner"],
             channels["ad_generator"],
             contexts,
-            users=USERS,
-            candidate_count=CANDIDATES,
-            run_id=f"{run_id}-users",
-            until=stop,
+            {item.item_id: to_ad(item) for item in items},
+            probes=PROBES,
+            run_id=f"{run_id}-probe",
+            on_probe=lambda: on_progress(next(probed) / PROBES),
         )
-    )
-    training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
-    for swap in range(SWAPS):
-        await asyncio.sleep(SWAP_EVERY_S)
-        await training.ActivatePolicy(
-            training_pb2.ActivatePolicyRequest(policy_id=policies[(swap + 1) % len(policies)], channel="stable"),
-            timeout=RPC_TIMEOUT_S,
-        )
-        record.swap_times.append(time.monotonic() - record.traffic_start)
-        on_progress((swap + 1) / (SWAPS + PROBES))
-    await asyncio.sleep(SWAP_EVERY_S)
-
-    # After the swaps, since an ad that one policy generates for a user another one may not.
-    probed = itertools.count(SWAPS + 1)
-    record.delays = await probe(
-        channels["sid_assigner"],
-        channels["ad_generator"],
-        contexts,
-        {item.item_id: to_ad(item) for item in items},
-        probes=PROBES,
-        run_id=f"{run_id}-probe",
-        on_probe=lambda: on_progress(next(probed) / (SWAPS + PROBES)),
-    )
-    stop.set()
-    record.traffic = await traffic
 
 
 def delay_figures(delays: LiveIndexDelays) -> dict[str, Figure]:
@@ -201,16 +215,18 @@ def delay_figures(delays: LiveIndexDelays) -> dict[str, Figure]:
 
 def traffic_figures(record: Record, scored: ScoredLists) -> dict[str, Figure]:
     """Return the figures of serving: latency, failures, and how fast changes of the catalogue show."""
-    traffic, delays = record.traffic, record.delays
+    traffic, beside, delays = record.traffic, record.probed_traffic, record.delays
     requests = len(traffic.answers) + traffic.failed
-    failed = traffic.failed + delays.failures.total() + scored.failures.total()
+    others = len(beside.answers) + beside.failed + len(scored.ads)
+    failed = traffic.failed + beside.failed + delays.failures.total() + scored.failures.total()
     return {
         **delay_figures(delays),
-        "dead_ads_returned": Figure(dead_ads(traffic.answers, delays.paused_at), "ads", _returned(traffic)),
+        "dead_ads_returned": Figure(dead_ads(beside.answers, delays.paused_at), "ads", _returned(beside)),
         "qps": Figure(len(traffic.answers) / traffic.seconds, "requests/s", requests),
         "p50_ms": percentile(traffic.latencies_ms, 50, "ms"),
         "p99_ms": percentile(traffic.latencies_ms, 99, "ms"),
-        "failed_requests": Figure(failed, "requests", requests + len(scored.ads)),
+        "beside_probes_p99_ms": percentile(beside.latencies_ms, 99, "ms"),
+        "failed_requests": Figure(failed, "requests", requests + others),
     }
 
 
@@ -222,7 +238,7 @@ async def report_what_was_shown(
     targets = [split.interactions.item_ids[item] for item in split.target_items_M]
     shown, responded = await report_outcomes(
         channels["reward_logger"],
-        record.traffic.answers,
+        [*record.traffic.answers, *record.probed_traffic.answers],
         page_size=PAGE_SIZE,
         clicked=lambda visit: {targets[visit]},
         bid_micros=lambda ad_id: bids.get(ad_id, 0),

@@ -37,7 +37,8 @@ class Record:
     model: dict[str, Any] = field(default_factory=dict)
     loss_steps: list[int] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
-    traffic: Traffic = field(default_factory=Traffic)
+    traffic: Traffic = field(default_factory=Traffic)  # while policies are swapped
+    probed_traffic: Traffic = field(default_factory=Traffic)  # beside the probes of the live index
     traffic_start: float = 0.0
     swap_times: list[float] = field(default_factory=list)
     delays: LiveIndexDelays = field(default_factory=LiveIndexDelays)

@@ -140,8 +140,10 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                     fixed = yardstick.FixedRequests.draw(market, split.interactions, options.seed)
                     lists = await yardstick.shown_lists(channels["ad_generator"], market, fixed, f"{run_id}-judge")
                     record.figures |= yardstick.revenue_figures(market, fixed, {"vsl": lists}, options.seed)
-            with steps.phase("Serve concurrent users, live changes") as phase:
-                await phases.serve_traffic(record, channels, contexts, items, policies, run_id, phase.update)
+            with steps.phase("Serve concurrent users, swap policies") as phase:
+                await phases.swap_policies(record, channels, contexts, policies, run_id, phase.update)
+            with steps.phase("Add and pause ads beside them") as phase:
+                await phases.change_ads(record, channels, contexts, items, run_id, phase.update)
                 record.figures |= phases.traffic_figures(record, scored)
             with steps.phase("Report what was shown"):
                 record.figures |= await phases.report_what_was_shown(record, channels, split, items)
