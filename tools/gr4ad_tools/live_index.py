@@ -22,7 +22,7 @@ from gr4ad.type.v1 import type_pb2
 from gr4ad_tools.traffic import Answer, ask
 
 CANDIDATES = 64  # so many that presence seldom hangs on the ranking
-WIDE_CANDIDATES = 256  # for an ad that is not among them: wider beams reach all that is likely at all
+WIDE_CANDIDATES = 512  # for an ad that is not among them: wide beams hold every child of every likely prefix
 NARROW_LOOKS = 2  # before the wide ones
 POLL_S = 0.1  # between two looks for a new ad: a delay is measured as up to this much longer than it was
 GIVE_UP_S = 5.0

@@ -161,7 +161,7 @@ def test_presets_have_a_trunk_and_a_decoder(name):
     assert 0 < model.n_lazy < model.n_layers
     if name != "tiny":
         assert model.n_layers >= 6
-        assert model.n_lazy * 3 == model.n_layers * 2
+        assert model.n_lazy * 3 >= model.n_layers * 2  # at least the share that method.md §2.2 shares among the beams
 
 
 def test_unknown_preset_is_refused():
