@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from gr4ad_core.model.lazy_ar import LazyAr, LazyArConfig
@@ -181,7 +182,7 @@ class _NoDraws(TorchFunctionMode):
     ) -> Any:
         """Skip the functions that fill a tensor with random numbers."""
         kwargs = kwargs or {}
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_, torch.nn.init.kaiming_uniform_):
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_, init.normal_, init.uniform_, init.kaiming_uniform_):
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
