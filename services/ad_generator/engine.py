@@ -14,12 +14,13 @@ import numpy as np
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.decoding.beam_schedule import BeamPlan, plan_widths
 from gr4ad_core.model.history import UserHistory
+from gr4ad_runtime.errors import UnavailableError
 from numpy.typing import NDArray
 
 from ad_generator.ad_table import AdTable
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.live_index import LiveIndex
-from ad_generator.policy_process import PolicyProcess
+from ad_generator.policy_process import PolicyProcess, PolicyProcessGoneError
 from ad_generator.ranking import ranking_order
 
 
@@ -111,10 +112,17 @@ class Engine:
         """Answer a batch with the current state.
 
         Queries that call for other beam widths are computed apart, so that no query changes its neighbours' answers.
+
+        Raises:
+            UnavailableError: The policy's process has ended.
         """
         state = self.state
         assert state is not None, "requests are refused before the first policy"
-        return self.generate(state.policy, state.mirror.index, queries)
+        try:
+            return self.generate(state.policy, state.mirror.index, queries)
+        except PolicyProcessGoneError as error:
+            remedy = f"{error}: retry, here once the generator has started anew, or at another replica"
+            raise UnavailableError("policy", state.policy.ref.policy_id, remedy) from error
 
     def generate(self, policy: LoadedPolicy, index: LiveIndex, queries: Sequence[Query]) -> list[Generated]:
         """Answer a batch with a given policy and index."""

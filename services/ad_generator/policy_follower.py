@@ -19,7 +19,7 @@ from gr4ad_runtime.telemetry import context_of, tracer
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.engine import Engine, LoadedPolicy, ServingState
 from ad_generator.policy_loader import PolicyLoader
-from ad_generator.policy_process import PolicyProcessError, PolicyRefusedError
+from ad_generator.policy_process import PolicyProcessGoneError, PolicyRefusedError
 from ad_generator.warm_up import warm_up
 
 log = get_logger(__name__)
@@ -205,7 +205,7 @@ class PolicyFollower:
             loop.remove_reader(policy.process.sentinel)
         state = self._engine.state
         if state is not None and state.policy is policy:
-            raise PolicyProcessError(f"the process {policy.process.pid} of policy {policy.ref.policy_id} ended unasked")
+            raise PolicyProcessGoneError(f"process {policy.process.pid} of {policy.ref.policy_id} ended unasked")
 
     def _mirror_for(self, policy: LoadedPolicy, tasks: asyncio.TaskGroup) -> tuple[CatalogMirror, asyncio.Task[None]]:
         """Return the mirror of a policy's codebook: the serving one where it fits, else a new one."""

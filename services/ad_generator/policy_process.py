@@ -26,7 +26,11 @@ class PolicyRefusedError(Exception):
 
 
 class PolicyProcessError(Exception):
-    """A policy's process failed at a call, or is gone."""
+    """A policy's process failed at a call."""
+
+
+class PolicyProcessGoneError(PolicyProcessError):
+    """A policy's process has ended."""
 
 
 class PolicyProcess:
@@ -80,7 +84,8 @@ class PolicyProcess:
             wanted: Candidates of each, at most.
 
         Raises:
-            PolicyProcessError: The call failed, or the process is gone.
+            PolicyProcessError: The call failed.
+            PolicyProcessGoneError: The process has ended.
         """
         try:
             if trie is not self._held:
@@ -115,9 +120,9 @@ class PolicyProcess:
         assert isinstance(message, kind)
         return message
 
-    def _gone(self) -> PolicyProcessError:
+    def _gone(self) -> PolicyProcessGoneError:
         self._process.join(END_SECONDS)
-        return PolicyProcessError(f"the policy's process {self._process.pid} ended: {self._process.exitcode}")
+        return PolicyProcessGoneError(f"process {self._process.pid} ended with exit code {self._process.exitcode}")
 
 
 def _run(connection: Any, folder: Path, settings: WorkerSettings) -> None:

@@ -244,7 +244,11 @@ async def test_the_generator_ends_with_the_process_of_its_policy(neighbours: Nei
         async with run_ready_generator(neighbours) as suite:
             (pid,) = suite.policy_pids()
             os.kill(pid, signal.SIGKILL)
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await suite.ask()
+            assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             await asyncio.wait_for(suite.lifecycle.stopping.wait(), 10)
+            await suite.drain()
 
 
 async def test_the_cache_keeps_the_latest_policies_only(suite: Suite) -> None:
