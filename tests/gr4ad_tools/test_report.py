@@ -76,6 +76,19 @@ def test_the_report_is_whole_and_stands_alone(record: Record, tmp_path: Path) ->
     assert '<ol start="9">' in text
 
 
+def test_revenue_is_drawn_where_a_market_judged_it(record: Record, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, record, document(record.figures, "gr4ad demo", 3))
+    assert "<h2>Revenue</h2>" not in path.read_text()
+    names = ("random_rpm", "popularity_bid_rpm", "vsl_rpm", "oracle_rpm")
+    record.figures |= {name: Figure(float(place), "", 1000) for place, name in enumerate(names)}
+    write_report(path, record, document(record.figures, "gr4ad demo", 3))
+    text = path.read_text()
+    assert "<h2>Revenue</h2>" in text
+    assert "1,000 fixed requests" in text
+    assert text.count("<svg") == 8
+
+
 def test_the_waterfall_puts_children_under_their_parents_in_time(record: Record, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, record, document(record.figures, "gr4ad demo", 3))

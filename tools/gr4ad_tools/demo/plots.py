@@ -100,6 +100,16 @@ def width_bars(counts: Mapping[tuple[int, ...], int]) -> str:
     return _svg(figure)
 
 
+def revenue_bars(rpm: Mapping[str, float]) -> str:
+    """Draw each policy's revenue per mille."""
+    figure, axes = _axes(5.6, 0.8 + 0.36 * len(rpm))
+    bars = axes.barh(list(rpm), list(rpm.values()), color=POLICY)
+    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+    axes.margins(x=0.12)
+    axes.set_xlabel("revenue per 1,000 impressions")
+    return _svg(figure)
+
+
 def code_balance(sids_NT: NDArray[np.int64], level_sizes: Sequence[int]) -> str:
     """Draw, for each level, how many ads each code holds, the fullest first, relative to an even spread."""
     figure, axes = _axes(5.6, 2.6)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ TILES = {
     "recall@10": "recall@10, held-out users",
     "popularity_recall@10": "recall@10 of popularity",
     "transition_graph_recall@10": "recall@10 of the transition graph",
+    "vsl_rpm": "revenue per 1,000 impressions",
+    "oracle_rpm": "revenue of the best lists there are",
     "qps": "requests answered per second",
     "p50_ms": "median latency, ms",
     "p99_ms": "p99 latency, ms",
@@ -83,6 +85,27 @@ def write_report(path: Path, record: Record, document: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
+    """Return the section on revenue; none where no market could judge it."""
+    names = {
+        "random_rpm": "by lot",
+        "popularity_bid_rpm": "popularity × bid",
+        "vsl_rpm": "gr4ad",
+        "oracle_rpm": "oracle",
+    }
+    rpm = {label: figures[name].value for name, label in names.items() if name in figures}
+    if not rpm:
+        return []
+    return [
+        {
+            "title": "Revenue",
+            "text": f"The lists for {figures['vsl_rpm'].n:,} fixed requests, at the market's own expected value: no "
+            "click is drawn. The oracle shows the best lists there are, knowing the truth.",
+            "drawings": [{"svg": plots.revenue_bars(rpm), "caption": "Expected revenue of each policy's lists."}],
+        }
+    ]
+
+
 def format_value(figure: Figure) -> str:
     """Return a figure's value as a person reads it."""
     value = figure.value
@@ -119,8 +142,8 @@ def _sections(record: Record) -> list[dict[str, Any]]:
         },
         {
             "title": "Serving",
-            "text": f"{len(answers):,} requests by concurrent closed-loop users, while ads were added and paused and "
-            "policies were swapped.",
+            "text": f"{len(answers):,} requests by concurrent closed-loop users while policies were swapped; then ads "
+            "were added and paused beside them.",
             "drawings": [
                 {
                     "svg": plots.latency_over_time(moments, latencies, record.swap_times, LATENCY_LIMIT_MS),
@@ -140,6 +163,7 @@ def _sections(record: Record) -> list[dict[str, Any]]:
                 },
             ],
         },
+        *_revenue(figures),
         {
             "title": "Semantic IDs",
             "text": f"Compression {figures['cpr'].value:.3f} ads per SID, {figures['col'].value:.2%} of the ads "
