@@ -16,15 +16,17 @@ def main() -> int:
     from gr4ad_runtime.log import configure_logging, get_logger
     from gr4ad_runtime.settings import read_settings
 
-    from ad_generator.kserve_model import GeneratorModel
-    from ad_generator.kserve_server import GeneratorServer
     from ad_generator.settings import AdGeneratorSettings
-    from ad_generator.wiring import serve_engine
 
     settings = read_settings(AdGeneratorSettings)
     # For the policies' processes, before torch starts there: it decides how many threads a model call may take.
     os.environ["OMP_NUM_THREADS"] = str(settings.torch_threads)
-    configure_logging(NAME, settings.log_level)
+    configure_logging(NAME, settings.log_level)  # before KServe would set up its own
+
+    from ad_generator.kserve_model import GeneratorModel
+    from ad_generator.kserve_server import GeneratorServer
+    from ad_generator.wiring import serve_engine
+
     server = GeneratorServer(settings.host, settings.rest_port)
     model = GeneratorModel(
         settings.model_name, len(settings.beam_widths), lambda model: serve_engine(settings, model, server)

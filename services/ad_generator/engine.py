@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ad_generator.ad_table import AdTable
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.live_index import LiveIndex
+from ad_generator.policy_messages import Stages
 from ad_generator.policy_process import PolicyProcess, PolicyProcessGoneError
 from ad_generator.ranking import ranking_order
 
@@ -58,16 +59,6 @@ class Query:
     """Categorical features."""
     candidate_count: int
     """Ads wanted at most."""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """When a model call began, in Unix nanoseconds, and how long its parts took, in microseconds."""
-
-    started_ns: int
-    encode_us: int
-    level_us: tuple[int, ...]
-    ecpm_us: int
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,6 @@ class Engine:
         slots, sids = slots_BN.tolist(), index.table.sids(slots_BN).tolist()
         log_probs = np.take_along_axis(found.log_probs_BN, order_BN, axis=1).tolist()
         ecpm_micros = np.rint(np.take_along_axis(found.ecpm_BN, order_BN, axis=1)).astype(np.int64).tolist()
-        stages = Stages(found.started_ns, found.encode_us, found.level_us, found.ecpm_us)
         return [
             Generated(
                 policy=policy,
@@ -169,7 +159,7 @@ class Engine:
                 log_probs=log_probs[row][:count],
                 ecpm_micros=ecpm_micros[row][:count],
                 plan=plan,
-                stages=stages,
+                stages=found.stages,
                 skipped_events=skipped[row],
             )
             for row, count in enumerate(counts_B.tolist())

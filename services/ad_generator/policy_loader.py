@@ -88,6 +88,7 @@ class PolicyLoader:
         return loaded
 
     def _load(self, folder: Path, ref: type_pb2.PolicyRef) -> LoadedPolicy:
+        folder.touch()  # when it was last used
         settings = WorkerSettings(ref.codebook_id, ref.sha256, self._device, self._torch_threads)
         process = PolicyProcess(folder, settings)
         try:
@@ -95,7 +96,6 @@ class PolicyLoader:
         except PolicyRefusedError:
             process.close()
             raise
-        folder.touch()  # when it was last used
         return LoadedPolicy(ref, process)
 
     def _check(self, process: PolicyProcess, ref: type_pb2.PolicyRef) -> None:

@@ -56,22 +56,27 @@ class Serve:
 
 
 @dataclass(frozen=True)
-class Index:
-    """The live SIDs from now on; not answered."""
-
-    trie: LiveTrie
-
-
-@dataclass(frozen=True)
 class Decode:
     """One model call; answered by `Decoded` or `Failed`."""
 
+    trie: LiveTrie | None
+    """The live SIDs from now on; None where they are those of the call before."""
     widths: tuple[int, ...]
     """Beams to keep at each level."""
     histories: Sequence[UserHistory]
     """The B requests."""
     wanted: int
     """Candidates of each, at most."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """When a model call began, in Unix nanoseconds, and how long its parts took, in microseconds."""
+
+    started_ns: int
+    encode_us: int
+    level_us: tuple[int, ...]
+    ecpm_us: int
 
 
 @dataclass(frozen=True)
@@ -84,11 +89,5 @@ class Decoded:
     """Natural logarithms; −∞ behind the end of a list."""
     ecpm_BN: NDArray[np.float64]
     """Expected eCPM, micros."""
-    started_ns: int
-    """When the call began, Unix nanoseconds."""
-    encode_us: int
-    """Time of the context, microseconds."""
-    level_us: tuple[int, ...]
-    """Time of each level."""
-    ecpm_us: int
-    """Time of the eCPM step."""
+    stages: Stages
+    """When it ran, and for how long."""

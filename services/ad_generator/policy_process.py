@@ -10,11 +10,11 @@ from typing import Any, Final, TypeVar
 from gr4ad_core.model.history import UserHistory
 from gr4ad_core.sid.trie import LiveTrie
 
-from ad_generator.policy_messages import Decode, Decoded, Failed, Index, Loaded, Refused, Serve, WorkerSettings
+from ad_generator.policy_messages import Decode, Decoded, Failed, Loaded, Refused, Serve, WorkerSettings
 
 END_SECONDS: Final = 5.0
 
-# New processes are copies of one that has already imported what they need, so that a policy starts in milliseconds.
+# New processes are copies of one that has already imported what they need, so that a policy starts at once.
 _processes = multiprocessing.get_context("forkserver")
 _processes.set_forkserver_preload(["ad_generator.policy_process", "ad_generator.policy_worker"])
 
@@ -88,13 +88,13 @@ class PolicyProcess:
             PolicyProcessGoneError: The process has ended.
         """
         try:
-            if trie is not self._held:
-                self._connection.send(Index(trie))
-                self._held = trie
-            self._connection.send(Decode(widths, histories, wanted))
+            self._connection.send(Decode(None if trie is self._held else trie, widths, histories, wanted))
         except OSError as error:
             raise self._gone() from error
-        return self._receive(Decoded)
+        self._held = None  # until the answer shows that the trie has come
+        found = self._receive(Decoded)
+        self._held = trie
+        return found
 
     def serve(self) -> None:
         """End the tryout: compute with full priority from now on."""

@@ -29,7 +29,7 @@ from gr4ad_core.model.context import collate_contexts
 from gr4ad_core.model.history import UserHistory
 from gr4ad_core.model.lazy_ar import LazyAr
 
-from ad_generator.policy_messages import Decode, Decoded, Failed, Index, Loaded, Refused, Serve, WorkerSettings
+from ad_generator.policy_messages import Decode, Decoded, Failed, Loaded, Refused, Serve, Stages, WorkerSettings
 
 LOADING_NICENESS: Final = 10
 
@@ -45,27 +45,27 @@ class _Worker:
         while True:
             try:
                 message = self.connection.recv()
-            except EOFError:
+                if isinstance(message, Serve):
+                    return
+                self.connection.send(self._reply(message))
+            except (EOFError, OSError):
                 os._exit(0)
-            if isinstance(message, Serve):
-                return
-            try:
-                if isinstance(message, Index):
-                    self.trie = TorchTrie.from_trie(message.trie, self.model.device)
-                    continue
-                assert isinstance(message, Decode)
-                assert self.trie is not None, "an index comes before the first call"
-                reply: object = decode(self.model, self.trie, message.widths, message.histories, message.wanted)
-            except Exception as error:
-                reply = Failed(f"{type(error).__name__}: {error}")
-            self.connection.send(reply)
+
+    def _reply(self, message: Decode) -> Decoded | Failed:
+        try:
+            if message.trie is not None:
+                self.trie = TorchTrie.from_trie(message.trie, self.model.device)
+            assert self.trie is not None, "the first call brings the live SIDs"
+            return decode(self.model, self.trie, message.widths, message.histories, message.wanted)
+        except Exception as error:
+            return Failed(f"{type(error).__name__}: {error}")
 
 
 def run(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings) -> None:
     """Load a policy, try it out with little priority, then serve it; the body of the process.
 
     Args:
-        connection: Where `Decode` and `Index` messages come from; the first answer is `Loaded` or `Refused`.
+        connection: Where `Decode` messages come from; the first answer is `Loaded` or `Refused`.
         folder: The policy's checkpoint.
         settings: What to expect there, and where to compute.
     """
@@ -130,8 +130,10 @@ def decode(
         places_BN=beams.places_BW[:, : best_BN.shape[1]].numpy(force=True).copy(),
         log_probs_BN=beams.log_probs_BW[:, : best_BN.shape[1]].numpy(force=True).astype(np.float64),
         ecpm_BN=ecpm_BN.astype(np.float64),
-        started_ns=started_ns,
-        encode_us=(encoded - started) // 1000,
-        level_us=beams.level_us,
-        ecpm_us=(time.perf_counter_ns() - searched) // 1000,
+        stages=Stages(
+            started_ns=started_ns,
+            encode_us=(encoded - started) // 1000,
+            level_us=beams.level_us,
+            ecpm_us=(time.perf_counter_ns() - searched) // 1000,
+        ),
     )

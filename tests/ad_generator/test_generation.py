@@ -12,9 +12,10 @@ import pytest
 import torch
 from ad_generator.ad_table import AdTable
 from ad_generator.batcher import Batched
-from ad_generator.engine import Generated, LoadedPolicy, Stages
+from ad_generator.engine import Generated, LoadedPolicy
 from ad_generator.generation import Generation
 from ad_generator.list_sender import Served
+from ad_generator.policy_messages import Stages
 from ad_generator.ranking import ranking_order
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.sid.v1 import sid_pb2

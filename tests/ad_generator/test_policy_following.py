@@ -269,9 +269,11 @@ async def test_a_damaged_cache_is_fetched_again(suite: Suite) -> None:
     await suite.serves("second")
     neighbours.channel.activate(publish(neighbours.store_url, "third", seed=3))
     await suite.serves("third")
-    (Path(suite.settings.policy_cache) / second.policy.sha256 / "weights.safetensors").write_bytes(b"garbage")
+    cached = Path(suite.settings.policy_cache) / second.policy.sha256 / "weights.safetensors"
+    cached.write_bytes(b"garbage")
     neighbours.channel.activate(second)
     await suite.serves("second")
+    assert cached.read_bytes() == (Path(second.uri) / "weights.safetensors").read_bytes()
 
 
 async def test_the_channel_is_followed_again_after_the_trainer_restarts(neighbours: Neighbours) -> None:

@@ -41,7 +41,7 @@ def record() -> Record:
         sids_NT=np.array([[0, 1, 2], [3, 1, 0]]),
         loss_steps=[1, 2],
         losses=[3.0, 2.0],
-        traffic=Traffic([Answer("r", 0, 1.0, 1.05, ("a",), ("a",), (32, 64, 128), "p")], seconds=2.0),
+        traffic=Traffic([Answer("r", 0, 1.0, 1.05, ("a",), (-1.0,), (32, 64, 128), "p")], seconds=2.0),
         swap_times=[0.02],
         delays=LiveIndexDelays(insert_ms=[40.0], pause_ms=[50.0]),
         request_trace=spans,

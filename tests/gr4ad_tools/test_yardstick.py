@@ -10,7 +10,7 @@ from gr4ad.generation.v1 import generation_pb2
 from gr4ad_core.learning.data_folder import Interactions, read_interactions
 from gr4ad_tools.simulate import Market
 from gr4ad_tools.simulate.bounds import foil_lists
-from gr4ad_tools.yardstick import FixedRequests, revenue_figures, shown_lists
+from gr4ad_tools.yardstick import FixedRequests, ask_all, revenue_figures, shown_lists
 
 from tests.gr4ad_tools.generation_double import Generator, serving
 from tests.gr4ad_tools.simulated_market import market
@@ -52,7 +52,7 @@ async def test_a_policy_that_shows_the_best_lists_earns_what_the_oracle_earns(lo
         return [(made.item_ids[ad], -float(place)) for place, ad in enumerate(ads)]
 
     async with serving(Generator(answer)) as channel:
-        lists = await shown_lists(channel, made, fixed, "y")
+        lists = shown_lists(made, await ask_all(channel, made, fixed, "y"))
     assert lists.tolist() == best.tolist()
     figures = revenue_figures(made, fixed, {"vsl": lists, "lazy": np.full_like(lists, -1)}, seed=0)
     assert figures["vsl_rpm"].value == figures["oracle_rpm"].value > figures["popularity_bid_rpm"].value
@@ -65,5 +65,15 @@ async def test_an_ad_that_the_market_does_not_know_earns_nothing(log: tuple[Mark
     made, interactions = log
     fixed = FixedRequests.draw(made, interactions, seed=3, count=5)
     async with serving(Generator(lambda _: [("another market's", -1.0), (made.item_ids[2], -2.0)])) as channel:
-        lists = await shown_lists(channel, made, fixed, "y")
+        lists = shown_lists(made, await ask_all(channel, made, fixed, "y"))
     assert lists[:, :3].tolist() == [[-1, 2, -1]] * 5
+
+
+async def test_a_request_that_fails_is_counted_and_earns_nothing(log: tuple[Market, Interactions]) -> None:
+    made, interactions = log
+    fixed = FixedRequests.draw(made, interactions, seed=3, count=5)
+    generator = Generator(lambda _: [(made.item_ids[2], -1.0)], fail=lambda request_id: request_id == "y-1")
+    async with serving(generator) as channel:
+        answers = await ask_all(channel, made, fixed, "y")
+    assert answers.failures == {"RESOURCE_EXHAUSTED": 1}
+    assert shown_lists(made, answers)[:, 0].tolist() == [2, -1, 2, 2, 2]

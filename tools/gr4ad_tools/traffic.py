@@ -21,19 +21,21 @@ REQUEST_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Answer:
-    """One answered request; times are of the monotonic clock, in seconds.
-
-    The ads come in the order of the generator's ranking, and once more by falling log-probability.
-    """
+    """One answered request, its ads in the generator's order; times are of the monotonic clock, in seconds."""
 
     request_id: str
     visit: int
     sent: float
     received: float
     ad_ids: tuple[str, ...]
-    by_likelihood: tuple[str, ...]
+    log_probs: tuple[float, ...]
     widths: tuple[int, ...]
     policy_id: str
+
+    @property
+    def by_likelihood(self) -> list[str]:
+        """The ads by falling log-probability."""
+        return [ad_id for _, ad_id in sorted(zip(self.log_probs, self.ad_ids, strict=True), key=lambda ad: -ad[0])]
 
     @property
     def latency_ms(self) -> float:
@@ -125,7 +127,7 @@ async def ask(
         sent=sent,
         received=time.monotonic(),
         ad_ids=tuple(candidate.ad_id for candidate in response.candidates),
-        by_likelihood=tuple(ad.ad_id for ad in sorted(response.candidates, key=lambda ad: -ad.log_prob)),
+        log_probs=tuple(candidate.log_prob for candidate in response.candidates),
         widths=tuple(response.beam_trace.widths),
         policy_id=response.policy.policy_id,
     )

@@ -16,7 +16,7 @@ from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import Interactions
 from numpy.typing import NDArray
 
-from gr4ad_tools.evaluation import score
+from gr4ad_tools.evaluation import ScoredLists, score
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.leave_one_out import user_context
 from gr4ad_tools.simulate import Market
@@ -31,7 +31,7 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class FixedRequests:
-    """Requests of the hour in which the market's log ends: users by how often they come, with all of their past.
+    """Requests at the moment when the market's log ends: users as they come on the next day, with all of their past.
 
     Attributes:
         users_R: Users, as the market numbers them.
@@ -59,18 +59,27 @@ class FixedRequests:
         return cls(users_R, [_context(interactions, logged, market, int(user)) for user in users_R], market.end)
 
 
-async def shown_lists(channel: grpc.aio.Channel, market: Market, fixed: FixedRequests, run_id: str) -> IntArray:
-    """Ask a generator for each request and return the ads it would show, [R, L]; −1 where its list was shorter.
+async def ask_all(channel: grpc.aio.Channel, market: Market, fixed: FixedRequests, run_id: str) -> ScoredLists:
+    """Ask a generator for a page of ads for each request; what fails is counted.
 
     Args:
         channel: Channel to the generator.
-        market: Numbers the ads; one that it does not know earns nothing.
+        market: Says how long a page is.
         fixed: The requests.
         run_id: Prefix of the request ids; unique per run.
     """
     length = market.config.list_length
-    answers = await score(channel, fixed.contexts, market.item_ids, run_id=run_id, candidate_count=length)
-    lists_RL = np.full((len(fixed.contexts), length), -1, dtype=np.int64)
+    return await score(channel, fixed.contexts, market.item_ids, run_id=run_id, candidate_count=length)
+
+
+def shown_lists(market: Market, answers: ScoredLists) -> IntArray:
+    """Return the ads shown for each request, [R, L]; −1, which earns nothing, where a list is shorter or failed.
+
+    Args:
+        market: Numbers the ads; one that it does not know earns nothing either.
+        answers: A policy's.
+    """
+    lists_RL = np.full((len(answers.ads), market.config.list_length), -1, dtype=np.int64)
     for row, ads in zip(lists_RL, answers.ads, strict=True):
         row[: len(ads)] = [market.ad_index.get(ad.ad_id, -1) for ad in ads]
     return lists_RL

@@ -174,7 +174,7 @@ def load_checkpoint(
 class _NoDraws(TorchFunctionMode):
     """Leaves new weights as they are: none are drawn only to be replaced.
 
-    The meta device would do the same, after seconds of imports.
+    The meta device would do the same, and import symbolic mathematics for it.
     """
 
     def __torch_function__(

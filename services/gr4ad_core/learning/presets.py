@@ -27,7 +27,7 @@ def tiny(level_sizes: tuple[int, ...]) -> tuple[LazyArConfig, VslConfig]:
 
 
 def demo(level_sizes: tuple[int, ...]) -> tuple[LazyArConfig, VslConfig]:
-    """Return the demo's recipe: some thousand ads, some ten thousand events, about a minute on two cores."""
+    """Return the demo's recipe: some thousand ads, some ten thousand events, to be trained while one watches."""
     model = LazyArConfig(
         level_sizes=level_sizes,
         d_model=64,

@@ -213,12 +213,13 @@ def delay_figures(delays: LiveIndexDelays) -> dict[str, Figure]:
     }
 
 
-def traffic_figures(record: Record, scored: ScoredLists) -> dict[str, Figure]:
-    """Return the figures of serving: latency, failures, and how fast changes of the catalogue show."""
+def traffic_figures(record: Record, asked: Sequence[ScoredLists]) -> dict[str, Figure]:
+    """Return the figures of serving: latency, failures in all that was asked, and how fast changes of the ads show."""
     traffic, beside, delays = record.traffic, record.probed_traffic, record.delays
     requests = len(traffic.answers) + traffic.failed
-    others = len(beside.answers) + beside.failed + len(scored.ads)
-    failed = traffic.failed + beside.failed + delays.failures.total() + scored.failures.total()
+    others = len(beside.answers) + beside.failed + sum(len(lists.ads) for lists in asked)
+    failed = traffic.failed + beside.failed + delays.failures.total()
+    failed += sum(lists.failures.total() for lists in asked)
     return {
         **delay_figures(delays),
         "dead_ads_returned": Figure(dead_ads(beside.answers, delays.paused_at), "ads", _returned(beside)),

@@ -135,16 +135,19 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 )
                 record.figures |= phases.score_figures(split, scored)
                 record.users = phases.generated_for(split, scored, items, options.seed)
+            asked = [scored]
             if market is not None:
                 with steps.phase("Judge revenue by the market's truth") as phase:
                     fixed = yardstick.FixedRequests.draw(market, split.interactions, options.seed)
-                    lists = await yardstick.shown_lists(channels["ad_generator"], market, fixed, f"{run_id}-judge")
-                    record.figures |= yardstick.revenue_figures(market, fixed, {"vsl": lists}, options.seed)
+                    judged = await yardstick.ask_all(channels["ad_generator"], market, fixed, f"{run_id}-judge")
+                    asked.append(judged)
+                    lists = {"vsl": yardstick.shown_lists(market, judged)}
+                    record.figures |= yardstick.revenue_figures(market, fixed, lists, options.seed)
             with steps.phase("Serve concurrent users, swap policies") as phase:
                 await phases.swap_policies(record, channels, contexts, policies, run_id, phase.update)
             with steps.phase("Add and pause ads beside them") as phase:
                 await phases.change_ads(record, channels, contexts, items, run_id, phase.update)
-                record.figures |= phases.traffic_figures(record, scored)
+                record.figures |= phases.traffic_figures(record, asked)
             with steps.phase("Report what was shown"):
                 record.figures |= await phases.report_what_was_shown(record, channels, split, items)
             with steps.phase("Follow two traces"):
