@@ -6,6 +6,7 @@ import asyncio
 
 import numpy as np
 import pytest
+from gr4ad.generation.v1 import generation_pb2
 from gr4ad.sid.v1 import sid_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_tools import live_index
@@ -57,12 +58,11 @@ async def test_lists_are_scored_by_log_probability_whatever_order_they_come_in()
 async def test_probes_measure_the_delay_of_a_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_index, "WATCH_PAUSED_S", 0.4)
     monkeypatch.setattr(live_index, "PAUSED_POLL_S", 0.02)
-    live = {"first"}
-    ads = {
-        "first": sid_pb2.Ad(ad_id="first", title="lamp", brand="b", conversion_type=sid_pb2.CONVERSION_TYPE_PURCHASE)
-    }
+    lamp = sid_pb2.Ad(title="lamp", brand="b", conversion_type=sid_pb2.CONVERSION_TYPE_PURCHASE)
+    live = {"one", "two", "three"}
+    ads = dict.fromkeys(live, lamp)
     catalogue = Catalogue(live, delay_s=0.15)
-    generator = Generator(lambda _: [(ad, -1.0) for ad in sorted(live, key=lambda ad: ad != "first")], delay_s=0.005)
+    generator = Generator(lambda _: [(ad, -1.0) for ad in sorted(live)], delay_s=0.005)
     async with serving(generator, catalogue) as channel:
         delays = await probe(channel, channel, VISITS, ads, probes=3, run_id="p")
     assert delays.never_generated == 0
@@ -71,6 +71,32 @@ async def test_probes_measure_the_delay_of_a_change(monkeypatch: pytest.MonkeyPa
     assert [ad.title for ad in catalogue.created] == ["lamp"] * 3
     assert {ad.conversion_type for ad in catalogue.created} == {sid_pb2.CONVERSION_TYPE_PURCHASE}
     assert len({ad.ad_id for ad in catalogue.created}) == 3
+
+
+async def test_a_probe_takes_the_user_and_the_ad_that_go_together_best_and_none_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(live_index, "WATCH_PAUSED_S", 0.1)
+    live: set[str] = set()
+    scores = {"u3": [("known", -0.5), ("other", -2.0)], "u5": [("other", -1.0), ("known", -3.0)]}
+
+    def lists(request: generation_pb2.GenerateAdsRequest) -> list[tuple[str, float]]:
+        user = request.user_context.user_id
+        return scores.get(user, [("other", -9.0), ("stranger", -0.1)]) + [(ad, -7.0) for ad in live if user in scores]
+
+    ads = {ad_id: sid_pb2.Ad(ad_id=ad_id, title=ad_id) for ad_id in ("known", "other")}
+    catalogue = Catalogue(live, 0.0)
+    async with serving(Generator(lists), catalogue) as channel:
+        delays = await probe(channel, channel, VISITS, ads, probes=2, run_id="p")
+    assert [ad.title for ad in catalogue.created] == ["known", "other"]
+    assert delays.never_generated == 0
+
+
+async def test_a_probe_that_finds_no_known_ad_counts_as_never_generated() -> None:
+    async with serving(Generator(lambda _: [("stranger", -1.0)]), Catalogue(set(), 0.0)) as channel:
+        delays = await probe(channel, channel, VISITS, {}, probes=2, run_id="p")
+    assert delays.never_generated == 2
+    assert delays.insert_ms == [5000.0, 5000.0]
 
 
 async def test_an_ad_that_never_shows_is_told_and_not_taken_for_a_fast_one(monkeypatch: pytest.MonkeyPatch) -> None:

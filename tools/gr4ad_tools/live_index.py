@@ -1,8 +1,9 @@
 """How long a committed change takes to show: a new ad until it is generated, a paused ad until it is gone.
 
-Both are measured from outside, on what the generator returns. A new ad is a further campaign of a creative that the
-probed user is most likely shown, an ad of its own for the same account and kind of conversion: it shares the semantic
-codes and so has every chance to be generated as soon as the index holds it.
+Both are measured from outside, on what the generator returns. A new ad is a further campaign of a creative, an ad of
+its own for the same account and kind of conversion, and of a few users that one is probed whom the model is surest to
+show that creative: the new ad shares the semantic codes and so has every chance to be generated as soon as the index
+holds it, however improbable its own business code still is.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from gr4ad_tools.traffic import Answer, ask
 
 CANDIDATES = 64  # so many that presence seldom hangs on the ranking
 WIDE_CANDIDATES = 512  # for an ad that is not among them: wide beams hold every child of every likely prefix
+USERS_ASKED = 16  # per probe, to find the surest of them
 NARROW_LOOKS = 2  # before the wide ones
 POLL_S = 0.1  # between two looks for a new ad: a delay is measured as up to this much longer than it was
 GIVE_UP_S = 5.0
@@ -58,7 +60,7 @@ async def probe(
     Args:
         sid_channel: Channel to the SID assigner.
         generator_channel: Channel to the generator.
-        visits: Users to probe with, one per probe.
+        visits: Users to probe with; each probe asks the next few.
         ads: Content of the catalogue's ads, by id; the new ads are made from it.
         probes: How many ads to insert and pause.
         run_id: Prefix of the new ads' ids; unique per run.
@@ -68,25 +70,41 @@ async def probe(
     generator = generation_pb2_grpc.GenerationServiceStub(generator_channel)
     delays = LiveIndexDelays()
 
-    async def look(number: int, name: str, count: int) -> Answer | None:
-        context = visits[number % len(visits)]
-        return await ask(generator, context, f"{run_id}-{name}", count, number, delays.failures)
+    probed: set[str] = set()
 
-    async def insert(number: int) -> tuple[str, int] | None:
-        """Add an ad and wait until it is generated; return it and how many candidates it takes to see it."""
-        first = await look(number, f"{number}-first", CANDIDATES)
-        known = [ad_id for ad_id in first.by_likelihood if ad_id in ads] if first else []
-        if not known:
+    async def look(visit: int, name: str, count: int) -> Answer | None:
+        return await ask(generator, visits[visit], f"{run_id}-{name}", count, visit, delays.failures)
+
+    async def surest(number: int) -> tuple[str, int] | None:
+        """Return the likeliest of the known ads that are not probed yet, and the user it is likeliest for."""
+        asked = [(number * USERS_ASKED + place) % len(visits) for place in range(USERS_ASKED)]
+        answers = [await look(visit, f"{number}-first-{place}", CANDIDATES) for place, visit in enumerate(asked)]
+        found = [
+            (log_prob, ad_id, answer.visit)
+            for answer in answers
+            if answer is not None
+            for log_prob, ad_id in zip(answer.log_probs, answer.ad_ids, strict=True)
+            if ad_id in ads and ad_id not in probed
+        ]
+        return max(found)[1:] if found else None
+
+    async def insert(number: int) -> tuple[str, int, int] | None:
+        """Add an ad and wait until it is generated; return it, whom it is shown to and among how many candidates."""
+        creative = await surest(number)
+        if creative is None:
+            delays.insert_ms.append(1000.0 * GIVE_UP_S)
             delays.never_generated += 1
             return None
-        ad = _further_campaign(ads[known[0]], f"{run_id}-ad-{number}")
+        sibling, visit = creative
+        probed.add(sibling)
+        ad = _further_campaign(ads[sibling], f"{run_id}-ad-{number}")
         await sids.BatchCreateAdSids(
             sid_pb2.BatchCreateAdSidsRequest(request_id=f"{ad.ad_id}-create", ads=[ad]), timeout=GIVE_UP_S
         )
         committed = time.monotonic()
         for turn in itertools.count():
             count = CANDIDATES if turn < NARROW_LOOKS else WIDE_CANDIDATES
-            answer = await look(number, f"{number}-insert-{turn}", count)
+            answer = await look(visit, f"{number}-insert-{turn}", count)
             if answer is not None and ad.ad_id in answer.ad_ids:
                 delays.insert_ms.append(1000.0 * (answer.received - committed))
                 break
@@ -95,13 +113,13 @@ async def probe(
                 delays.never_generated += 1
                 break
             await asyncio.sleep(POLL_S)
-        return ad.ad_id, count
+        return ad.ad_id, visit, count
 
-    async def watch(number: int, ad_id: str, count: int) -> None:
+    async def watch(number: int, ad_id: str, visit: int, count: int) -> None:
         """Look for a paused ad until it ought to be gone for good."""
         paused = last_seen = delays.paused_at[ad_id]
         for turn in itertools.count():
-            answer = await look(number, f"{number}-pause-{turn}", count)
+            answer = await look(visit, f"{number}-pause-{turn}", count)
             if answer is not None and ad_id in answer.ad_ids:
                 last_seen = answer.received
             if time.monotonic() - paused > WATCH_PAUSED_S:
@@ -113,12 +131,12 @@ async def probe(
         for number in range(probes):
             inserted = await insert(number)
             if inserted is not None:
-                ad_id, count = inserted
+                ad_id, visit, count = inserted
                 await sids.UpdateAd(
                     sid_pb2.UpdateAdRequest(ad_id=ad_id, state=sid_pb2.AD_STATE_PAUSED), timeout=GIVE_UP_S
                 )
                 delays.paused_at[ad_id] = time.monotonic()
-                watches.create_task(watch(number, ad_id, count))
+                watches.create_task(watch(number, ad_id, visit, count))
             on_probe()
     return delays
 

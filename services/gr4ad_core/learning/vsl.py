@@ -39,7 +39,7 @@ class VslConfig:
     """Decay of matrices and embeddings, not of biases, norms and positions."""
     gradient_clip: float = 1.0
     """Largest norm of the gradient of all weights together."""
-    business_smoothing: float = 0.05
+    business_smoothing: float = 0.2
     """Share of the last token's target spread over its level. A business code says whose ad it is and what for: a new
     campaign's may be one that training never met beside these semantic codes, and must stay within the beams' reach."""
     ecpm_loss_weight: float = 0.1
