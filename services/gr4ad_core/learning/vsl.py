@@ -98,6 +98,20 @@ def token_loss(
     return sid_loss_B, cross_entropy(ecpm_logits, ecpm_bucket_B, reduction="none")
 
 
+def sample_losses(
+    outputs: TokenOutputs, sids_BT: Tensor, ecpm_bucket_B: Tensor, config: VslConfig
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return L_SID, L_eCPM and L_MTP of each sample, `[B]` each; no L_MTP without a lazy trunk or at λ_mtp = 0."""
+    smoothing = config.business_smoothing
+    sid_loss_B, ecpm_loss_B = token_loss(outputs.level_logits, outputs.ecpm_logits, sids_BT, ecpm_bucket_B, smoothing)
+    if outputs.mtp_ecpm_logits is None or not config.mtp_loss_weight > 0.0:
+        return sid_loss_B, ecpm_loss_B, None
+    mtp_sid_B, mtp_ecpm_B = token_loss(
+        outputs.mtp_level_logits, outputs.mtp_ecpm_logits, sids_BT, ecpm_bucket_B, smoothing
+    )
+    return sid_loss_B, ecpm_loss_B, mtp_sid_B + config.ecpm_loss_weight * mtp_ecpm_B
+
+
 def vsl_loss(
     outputs: TokenOutputs, sids_BT: Tensor, ecpm_bucket_B: Tensor, weight_B: Tensor, config: VslConfig
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -113,16 +127,11 @@ def vsl_loss(
     Returns:
         The loss, and its unweighted parts, means over the batch without gradient.
     """
-    sid_loss_B, ecpm_loss_B = token_loss(
-        outputs.level_logits, outputs.ecpm_logits, sids_BT, ecpm_bucket_B, config.business_smoothing
-    )
+    sid_loss_B, ecpm_loss_B, mtp_loss_B = sample_losses(outputs, sids_BT, ecpm_bucket_B, config)
     loss = (weight_B * (sid_loss_B + config.ecpm_loss_weight * ecpm_loss_B)).mean()
     metrics = {"sid_loss": sid_loss_B.mean().detach(), "ecpm_loss": ecpm_loss_B.mean().detach()}
-    if outputs.mtp_ecpm_logits is not None and config.mtp_loss_weight > 0.0:
-        mtp_sid_B, mtp_ecpm_B = token_loss(
-            outputs.mtp_level_logits, outputs.mtp_ecpm_logits, sids_BT, ecpm_bucket_B, config.business_smoothing
-        )
-        mtp_loss = (mtp_sid_B + config.ecpm_loss_weight * mtp_ecpm_B).mean()
+    if mtp_loss_B is not None:
+        mtp_loss = mtp_loss_B.mean()
         loss = loss + config.mtp_loss_weight * mtp_loss
         metrics["mtp_loss"] = mtp_loss.detach()
     return loss, metrics

@@ -162,10 +162,26 @@ class LazyAr(nn.Module):
             sids_BT: The SIDs to predict, int64.
         """
         context = self.encode_context(inputs)
-        h_BPD = self.decode_paths(context, sids_BT[:, None])[:, 0]
+        return self._token_outputs(self.decode_paths(context, sids_BT[:, None])[:, 0], context.trunk_BPD)
+
+    def teacher_forced_lists(self, inputs: ContextInputs, sids_BNT: Tensor, mask_BN: Tensor) -> TokenOutputs:
+        """Predict every token of the SIDs of a list per request, the context of a request computed once.
+
+        Args:
+            inputs: The B histories.
+            sids_BNT: The SIDs to predict, int64; valid codes in padding too.
+            mask_BN: True at items, False in padding.
+
+        Returns:
+            The outputs of the items alone, list by list: as many rows as the mask has items.
+        """
+        context = self.encode_context(inputs)
+        m_BNPD = context.trunk_BPD[:, None].expand(-1, mask_BN.shape[1], -1, -1)
+        return self._token_outputs(self.decode_paths(context, sids_BNT)[mask_BN], m_BNPD[mask_BN])
+
+    def _token_outputs(self, h_BPD: Tensor, m_BPD: Tensor) -> TokenOutputs:
         levels = range(self.config.n_levels)
         lazy = self.config.n_lazy > 0
-        m_BPD = context.trunk_BPD
         return TokenOutputs(
             level_logits=[self.level_logits(level, h_BPD[:, level]) for level in levels],
             ecpm_logits=self.ecpm_head(h_BPD[:, -1]),
