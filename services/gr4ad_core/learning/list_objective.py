@@ -22,7 +22,7 @@ from gr4ad_core.model.lazy_ar import LazyAr
 
 @dataclass(frozen=True)
 class ShownLists:
-    """A mini-batch of lists as they were shown, with what came of them; padded, no padding inside a list."""
+    """A mini-batch of lists as they were returned, with what came of them; padded, no padding inside a list."""
 
     inputs: ContextInputs
     """The B histories."""
@@ -33,9 +33,9 @@ class ShownLists:
     has_ref_B: Tensor
     """Whether the list came with p_ref."""
     value_micros_BN: Tensor
-    """Rewards: what was earned, in micros per mille; 0 in padding."""
-    responded_BN: Tensor
-    """True at items that were clicked or converted."""
+    """Rewards v: what each item earned or is expected to earn if shown, in micros per mille; 0 in padding."""
+    response_micros_BN: Tensor
+    """What the response to each item was worth, in micros per mille; 0 at items without one, and in padding."""
     mask_BN: Tensor
     """True at items, False in padding."""
 
@@ -62,7 +62,8 @@ def list_loss(model: LazyAr, lists: ShownLists, vsl: VslConfig, rspo: RspoConfig
         log_p_M = log_p_M + logits_MV.log_softmax(-1).gather(-1, sids_MT[:, level, None])[:, 0]
     log_p_BN = torch.zeros_like(lists.log_ref_BN, dtype=log_p_M.dtype).masked_scatter(mask_BN, log_p_M)
 
-    bucket_M = model.ecpm_bucket(lists.value_micros_BN[mask_BN])
+    response_M = lists.response_micros_BN[mask_BN]
+    bucket_M = model.ecpm_bucket(response_M)
     sid_loss_M, ecpm_loss_M, mtp_loss_M = sample_losses(outputs, sids_MT, bucket_M, vsl)
     vsl_M = sid_loss_M + vsl.ecpm_loss_weight * ecpm_loss_M
     if mtp_loss_M is not None:
@@ -72,7 +73,7 @@ def list_loss(model: LazyAr, lists: ShownLists, vsl: VslConfig, rspo: RspoConfig
     rspo_BN, paired_BN = rspo_losses(rewarded, rspo)
 
     imitate_BN, explore_BN = balance_weights(log_p_BN.detach(), values_BN, mask_BN)
-    responded_M = lists.responded_BN[mask_BN]
+    responded_M = response_M > 0.0
     loss = (imitate_BN[mask_BN] * responded_M * vsl_M + explore_BN[mask_BN] * rspo_BN[mask_BN]).mean()
     with torch.no_grad():
         ratio_BN = (log_p_BN - rewarded.log_ref_BN)[mask_BN & lists.has_ref_B[:, None]]

@@ -23,9 +23,9 @@ from torch.nn.functional import softplus
 class RspoConfig:
     """How strongly lists are preferred, and how far the reference is trusted."""
 
-    beta: float = 0.1
-    """β: how much a nat of likelihood counts. A SID is three tokens, so likelihoods of a list differ by several nats;
-    at 0.1 a pair far apart still has a gradient."""
+    beta: float = 1.0
+    """β: how much a nat of likelihood counts. At 1 a pair stops to teach once it is a few nats apart in the right
+    order; far smaller ones go on pulling apart what is in order already."""
     reference_gate: float = 2.0
     """δ: mean log p_θ/p_ref, in nats, from which on the policy has left the reference behind and it is not used."""
 

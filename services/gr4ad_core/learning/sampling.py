@@ -7,7 +7,7 @@ Shapes: N events, M samples, A ads, B samples of a batch, T SID levels.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -71,6 +71,8 @@ class TrainingSet:
     """User and request features per sample, or nothing."""
     skipped_events: int = 0
     """Events left out since their ad is not in the ad table."""
+    charge_rates: ChargeRates = field(default_factory=lambda: ChargeRates({}))
+    """Rates behind the value labels, measured on the same events."""
 
     def __len__(self) -> int:
         """Return the number of samples M."""
@@ -119,6 +121,7 @@ class TrainingSet:
             value_micros_M=values[targets],
             ad_sids_AT=ads.sids,
             skipped_events=int((~known).sum()),
+            charge_rates=rates,
         )
 
     @classmethod

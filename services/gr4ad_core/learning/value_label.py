@@ -7,7 +7,7 @@ Shapes: N events, M samples, V value buckets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,15 @@ class ChargeRates:
                 for kind, name in enumerate(kinds)
             }
         )
+
+    def of_types(self, conversion_types: Collection[str]) -> ChargeRates:
+        """Return the rates with those of further conversion types added, at `PRIOR_RATES`."""
+        rates = dict(self.rates)
+        for name in sorted(set(conversion_types) - set(rates)):
+            charged = charged_behavior(name)
+            click = 1.0 if charged == CLICK else PRIOR_RATES[CLICK, charged]
+            rates[name] = (PRIOR_RATES[IMPRESSION, charged], click, 1.0)
+        return ChargeRates(rates)
 
     def value_micros(
         self,

@@ -21,11 +21,11 @@ SIZES = (7, 5, 3)
 VSL = VslConfig(ecpm_loss_weight=0.3, mtp_loss_weight=0.5, business_smoothing=0.2)
 RSPO = RspoConfig(beta=0.7)
 LISTS = [
-    # (items: SID, value, responded), reference likelihoods
-    ([((1, 2, 0), 900.0, True), ((3, 4, 2), 0.0, False), ((6, 0, 1), 300.0, True)], [-3.0, -4.0, -2.0]),
-    ([((0, 0, 0), 0.0, False), ((5, 1, 1), 0.0, False)], [-1.0, -1.5]),  # nothing came of it
-    ([((2, 3, 1), 700.0, True)], None),  # one item
-    ([((2, 2, 2), 0.0, False), ((1, 1, 1), 100.0, True)], None),  # of another pipeline
+    # (items: SID, reward, worth of the response), reference likelihoods
+    ([((1, 2, 0), 900.0, 40.0), ((3, 4, 2), 0.0, 0.0), ((6, 0, 1), 300.0, 700.0)], [-3.0, -4.0, -2.0]),
+    ([((0, 0, 0), 0.0, 0.0), ((5, 1, 1), 0.0, 0.0)], [-1.0, -1.5]),  # nothing came of it
+    ([((2, 3, 1), 700.0, 700.0)], None),  # one item
+    ([((2, 2, 2), 0.0, 0.0), ((1, 1, 1), 100.0, 100.0)], None),  # of another pipeline
 ]
 
 
@@ -64,7 +64,7 @@ def shown(model: LazyAr, lists: list) -> ShownLists:
         log_ref_BN=padded([ref or [] for _, ref in lists], torch.float64),
         has_ref_B=torch.tensor([ref is not None for _, ref in lists]),
         value_micros_BN=padded([[value for _, value, _ in items] for items, _ in lists], torch.float64),
-        responded_BN=padded([[yes for _, _, yes in items] for items, _ in lists], torch.bool),
+        response_micros_BN=padded([[worth for _, _, worth in items] for items, _ in lists], torch.float64),
         mask_BN=padded([[True for _ in items] for items, _ in lists], torch.bool),
     )
 
@@ -76,12 +76,12 @@ def loop_form(model: LazyAr, lists: list) -> float:
         inputs = collate_contexts([history(2 * row)], model.config)
         costs.append([])
         likelihoods.append([])
-        for sid, value, _ in items:
+        for sid, _, worth in items:
             sids_BT = torch.tensor([sid])
             with torch.no_grad():
                 outputs = model.teacher_forced(inputs, sids_BT)
                 likelihoods[-1].append(float(model.sid_log_probs(model.encode_context(inputs), sids_BT[None])))
-            bucket = sum(value > edge for edge in (50.0, 500.0))
+            bucket = sum(worth > edge for edge in (50.0, 500.0))
             costs[-1].append(
                 vsl_loop.vsl(
                     [x.tolist() for x in outputs.level_logits],
@@ -101,8 +101,8 @@ def loop_form(model: LazyAr, lists: list) -> float:
     total, count = 0.0, 0
     for row, (items, ref) in enumerate(lists):
         preference = rspo_loop.item_losses(likelihoods[row], ref, values[row], RSPO.beta, RSPO.reference_gate)
-        for i, (_, _, responded) in enumerate(items):
-            total += imitate[row][i] * costs[row][i] if responded else 0.0
+        for i, (_, _, worth) in enumerate(items):
+            total += imitate[row][i] * costs[row][i] if worth else 0.0
             total += explore[row][i] * (preference[i] or 0.0)
             count += 1
     return total / count
@@ -118,10 +118,10 @@ def test_objective_equals_its_loop_form(model):
 
 def test_padding_changes_nothing(model):
     alone = list_loss(model, shown(model, LISTS[:1]), VSL, RSPO)[0]
-    longer = shown(model, [LISTS[0], ([((1, 1, 1), 0.0, False)] * 6, None)])
+    longer = shown(model, [LISTS[0], ([((1, 1, 1), 0.0, 0.0)] * 6, None)])
     first = {
         name: getattr(longer, name)[:1]
-        for name in ("sids_BNT", "log_ref_BN", "has_ref_B", "value_micros_BN", "responded_BN", "mask_BN")
+        for name in ("sids_BNT", "log_ref_BN", "has_ref_B", "value_micros_BN", "response_micros_BN", "mask_BN")
     }
     cut = ShownLists(inputs=shown(model, LISTS[:1]).inputs, **first)
     torch.testing.assert_close(list_loss(model, cut, VSL, RSPO)[0], alone)

@@ -1,0 +1,131 @@
+"""Whether a policy that learned online may be published: measured on lists that it did not learn from.
+
+Drift, calibration and recall each have a limit; what cannot be told yet, for want of responses, refuses nothing.
+Shapes: B lists, N candidates of the longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from gr4ad_core.learning.held_out import held_out_metrics
+from gr4ad_core.learning.online import NOT_SHOWN, OnlineLearner, RewardedCandidates, collate_lists
+from gr4ad_core.learning.sampling import TrainingSet
+from gr4ad_core.learning.value_label import CLICK
+from gr4ad_core.model.lazy_ar import LazyAr
+
+BATCH = 64
+RECALL = "held_out_recall@10"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateLimits:
+    """Limits of a publication."""
+
+    drift: float = 2.0
+    """Mean |log p_θ/p_start| over candidates, in nats: about a factor of seven in likelihood."""
+    calibration: float = 2.0
+    """Expected eCPM of what was shown over what it earned: not above this, nor below its inverse."""
+    recall_share: float = 0.7
+    """Recall as a share of the starting policy's, at least. Some is given up on purpose, for value."""
+    least_responses: int = 30
+    """Held-out responses from which on calibration and recall say something."""
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """What was measured, and what speaks against a publication."""
+
+    metrics: dict[str, float]
+    """`drift`, and with enough responses `calibration`, `held_out_recall@10` and `start_recall@10`."""
+    refusals: tuple[str, ...]
+    """One sentence per limit that is passed; empty if the policy may be published."""
+
+
+def check(
+    learner: OnlineLearner,
+    start: LazyAr,
+    held_out: Sequence[RewardedCandidates],
+    ad_sids_AT: np.ndarray,
+    limits: GateLimits,
+) -> GateReport:
+    """Measure a policy against the one it started from.
+
+    Args:
+        learner: Holds the policy and the reward model.
+        start: The policy that it started from.
+        held_out: Lists that neither of them has learned from.
+        ad_sids_AT: SIDs of all ads that may be generated.
+        limits: What is allowed.
+    """
+    lists = [rewarded for rewarded in held_out if rewarded.has_ref]
+    metrics = {"held_out_lists": float(len(lists)), "drift": _drift(learner.policy, start, lists)}
+    responses = int(sum(rewarded.responded_N.sum() for rewarded in lists))
+    metrics["held_out_responses"] = float(responses)
+    if responses >= limits.least_responses and learner.rewards.ready:
+        metrics["calibration"] = _calibration(learner, lists)
+        samples = _responses(lists, ad_sids_AT)
+        vsl = replace(learner.config.vsl, validation_users=len(samples))
+        metrics[RECALL] = held_out_metrics(learner.policy, samples, vsl)[RECALL]
+        metrics["start_recall@10"] = held_out_metrics(start, samples, vsl)[RECALL]
+    return GateReport(metrics, tuple(_refusals(metrics, limits)))
+
+
+def _refusals(metrics: dict[str, float], limits: GateLimits) -> list[str]:
+    refusals = []
+    if metrics["drift"] > limits.drift:
+        refusals.append(f"drift: {metrics['drift']:.2f} nats from the starting policy, above {limits.drift:g}")
+    calibration = metrics.get("calibration", 1.0)
+    if not 1.0 / limits.calibration <= calibration <= limits.calibration:
+        refusals.append(f"calibration: expects {calibration:.2f} × what was earned, beyond {limits.calibration:g} ×")
+    if RECALL in metrics and metrics[RECALL] < limits.recall_share * metrics["start_recall@10"]:
+        refusals.append(
+            f"recall@10: {metrics[RECALL]:.3f}, below {limits.recall_share:g} × {metrics['start_recall@10']:.3f} "
+            "of the starting policy"
+        )
+    return refusals
+
+
+@torch.no_grad()
+def _drift(policy: LazyAr, start: LazyAr, lists: Sequence[RewardedCandidates]) -> float:
+    total, count = 0.0, 0
+    for first in range(0, len(lists), BATCH):
+        part = lists[first : first + BATCH]
+        batch = collate_lists(part, [rewarded.response_value_N for rewarded in part], policy)
+        now_BN, then_BN = (
+            model.sid_log_probs(model.encode_context(batch.inputs), batch.sids_BNT) for model in (policy, start)
+        )
+        total += float((now_BN - then_BN)[batch.mask_BN].abs().sum())
+        count += int(batch.mask_BN.sum())
+    return total / max(1, count)
+
+
+def _calibration(learner: OnlineLearner, lists: Sequence[RewardedCandidates]) -> float:
+    """Return the expected worth of all responses to what was shown over that of those that came."""
+    expected = came = 0.0
+    for rewarded in lists:
+        shown = rewarded.places_N != NOT_SHOWN
+        rate = learner.rewards.response_rate(
+            rewarded.keys_N[shown], rewarded.log_ref_N[shown], rewarded.places_N[shown]
+        )
+        expected += float((rate * rewarded.click_value_N[shown]).sum())
+        came += float((rewarded.responded_N * rewarded.click_value_N)[shown].sum())
+    return expected / came if came else float("inf")
+
+
+def _responses(lists: Sequence[RewardedCandidates], ad_sids_AT: np.ndarray) -> TrainingSet:
+    """Return every response of the lists as a sample."""
+    list_M, item_M = np.array([(row, n) for row, r in enumerate(lists) for n in np.flatnonzero(r.responded_N)]).T
+    return TrainingSet.from_lists(
+        histories=[rewarded.history for rewarded in lists],
+        users=range(len(lists)),
+        list_M=list_M,
+        target_sids_MT=np.stack([lists[row].sids_NT[n] for row, n in zip(list_M, item_M, strict=True)]),
+        behaviors_M=np.full(len(list_M), CLICK),
+        value_micros_M=np.array([lists[row].response_value_N[n] for row, n in zip(list_M, item_M, strict=True)]),
+        ad_sids_AT=ad_sids_AT,
+    )
