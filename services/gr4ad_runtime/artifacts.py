@@ -133,6 +133,19 @@ class ArtifactStore:
                 shutil.rmtree(partial, ignore_errors=True)
         return local
 
+    def delete_folder(self, name: str) -> None:
+        """Remove a published folder; nothing happens where there is none. Its manifest goes first.
+
+        Raises:
+            UnavailableError: The store cannot be written.
+        """
+        target = self._path(name)
+        with self._storage_errors(name):
+            if self._fs.exists(f"{target}/{MANIFEST}"):
+                self._fs.rm_file(f"{target}/{MANIFEST}")
+            if self._fs.exists(target):
+                self._fs.rm(target, recursive=True)
+
     def _path(self, name: str) -> str:
         parts = name.split("/")
         if not name or any(part in ("", ".", "..") or part.startswith(".") for part in parts) or "\\" in name:

@@ -94,6 +94,11 @@ def current_traceparent() -> str:
     return carrier.get("traceparent", "")
 
 
+def sampled_traceparent() -> str:
+    """Return the W3C traceparent of the current span if its trace is being recorded; empty otherwise."""
+    return current_traceparent() if trace.get_current_span().get_span_context().trace_flags.sampled else ""
+
+
 def context_of(traceparent: str) -> Context:
     """Return the trace context that a W3C traceparent names: an empty one where it is empty or malformed."""
     return _trace_context.extract({"traceparent": traceparent}, context=Context())

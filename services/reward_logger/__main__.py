@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import grpc
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad_runtime.app import Lifecycle, run_service
@@ -21,7 +23,8 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RewardL
     database = Database(settings.database_url, SCHEMA)
     lifecycle.on_stop(database.close)
     await database.migrate("reward_logger")
-    servicer = RewardServicer(database, settings.read_chunk)
+    window = timedelta(seconds=settings.attribution_window_seconds)
+    servicer = RewardServicer(database, settings.read_chunk, window)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(servicer, server)
     lifecycle.background(follow_readiness(lifecycle, database.ping), "readiness")
 

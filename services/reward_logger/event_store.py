@@ -24,6 +24,7 @@ class Impression:
         ad_id: The ad.
         position: Position on the page, from 0.
         event_time: When it was shown.
+        traceparent: Of the call that reported it; empty where that was not traced.
     """
 
     event_id: str
@@ -31,6 +32,7 @@ class Impression:
     ad_id: str
     position: int
     event_time: datetime
+    traceparent: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +42,12 @@ class Feedback:
     Attributes:
         event_id: Identifies the event together with its type.
         type: `models.CLICK` or `models.CONVERSION`.
-        request_id: The request whose list the ad came from.
+        request_id: The request whose list the ad came from; empty where only the user is known.
         ad_id: The ad.
         revenue_micros: What the advertiser pays for this event, in micros.
         event_time: When it happened.
+        user_id: Whose response; empty where request_id says it.
+        traceparent: Of the call that reported it; empty where that was not traced.
     """
 
     event_id: str
@@ -52,6 +56,8 @@ class Feedback:
     ad_id: str
     revenue_micros: int
     event_time: datetime
+    user_id: str
+    traceparent: str
 
 
 class EventStore:

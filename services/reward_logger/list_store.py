@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from gr4ad_runtime.db import Database
 from sqlalchemy import insert, update
@@ -20,11 +21,15 @@ class ServedList:
         request_id: Identifies it.
         message: It all, as a serialised gr4ad.reward.v1.ServedList.
         traceparent: Of the request it answered; empty where that was not traced.
+        user_id: Whose it is; may be empty.
+        serve_time: When it was returned.
     """
 
     request_id: str
     message: bytes
     traceparent: str
+    user_id: str
+    serve_time: datetime
 
 
 class ListStore:
@@ -40,7 +45,8 @@ class ListStore:
         for served in lists:
             first.setdefault(served.request_id, served)
         # In key order, so that two calls with the same lists never wait for each other crosswise.
-        rows = [{"request_id": key, "message": first[key].message} for key in sorted(first)]
+        columns = ("request_id", "message", "user_id", "serve_time")
+        rows = [{name: getattr(first[key], name) for name in columns} for key in sorted(first)]
         add = insert_or_skip(ServedListRow).on_conflict_do_nothing().returning(ServedListRow.request_id)
         async with self._database.session() as session:
             new = set(await session.scalars(add, rows))

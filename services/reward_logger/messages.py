@@ -17,17 +17,19 @@ def served_list(message: reward_pb2.ServedList, field: str) -> ServedList:
     """Make a list storable.
 
     Raises:
-        InvalidArgumentError: Its request_id cannot be stored.
+        InvalidArgumentError: One of its ids or its time cannot be stored.
     """
     return ServedList(
         request_id=_identifier(message.request_id, f"{field}.request_id"),
         message=message.SerializeToString(),
         traceparent=message.traceparent,
+        user_id=_identifier(message.user_context.user_id, f"{field}.user_context.user_id"),
+        serve_time=_time(message.serve_time, f"{field}.serve_time"),
     )
 
 
-def impression(message: reward_pb2.Impression, field: str) -> Impression:
-    """Make an impression storable.
+def impression(message: reward_pb2.Impression, field: str, traceparent: str) -> Impression:
+    """Make an impression storable; the traceparent is that of the call that reports it.
 
     Raises:
         InvalidArgumentError: One of its ids or its time cannot be stored.
@@ -38,11 +40,12 @@ def impression(message: reward_pb2.Impression, field: str) -> Impression:
         ad_id=_identifier(message.ad_id, f"{field}.ad_id"),
         position=message.position,
         event_time=_time(message.event_time, f"{field}.event_time"),
+        traceparent=traceparent,
     )
 
 
-def feedback(message: reward_pb2.Feedback, field: str) -> Feedback:
-    """Make a response storable.
+def feedback(message: reward_pb2.Feedback, field: str, traceparent: str) -> Feedback:
+    """Make a response storable; the traceparent is that of the call that reports it.
 
     Raises:
         InvalidArgumentError: One of its ids or its time cannot be stored.
@@ -54,6 +57,8 @@ def feedback(message: reward_pb2.Feedback, field: str) -> Feedback:
         ad_id=_identifier(message.ad_id, f"{field}.ad_id"),
         revenue_micros=message.revenue_micros,
         event_time=_time(message.event_time, f"{field}.event_time"),
+        user_id="" if message.request_id else _identifier(message.user_id, f"{field}.user_id"),
+        traceparent=traceparent,
     )
 
 
@@ -65,6 +70,7 @@ def rewarded_list(rewarded: RewardedList) -> reward_pb2.RewardedList:
         for ad_id in dict.fromkeys(candidate.ad_id for candidate in message.served_list.candidates):
             if ad_id in rewarded.outcomes:
                 message.outcomes.append(_outcome(ad_id, rewarded.outcomes[ad_id]))
+    message.traceparents.extend(rewarded.traceparents)
     return message
 
 
@@ -75,6 +81,7 @@ def _outcome(ad_id: str, outcome: Outcome) -> reward_pb2.Outcome:
         click_count=outcome.clicks,
         conversion_count=outcome.conversions,
         revenue_micros=outcome.revenue_micros,
+        ecpm_micros=1000 * outcome.revenue_micros // max(1, outcome.impressions),
     )
 
 

@@ -6,11 +6,13 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import grpc
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad_runtime.db import Database
+from gr4ad_runtime.telemetry import sampled_traceparent
 
 from reward_logger import messages
 from reward_logger.event_store import EventStore
@@ -25,12 +27,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
     """Answers the calls of RewardService."""
 
-    def __init__(self, database: Database, read_chunk: int) -> None:
-        """Keep the log in `database` and stream it `read_chunk` lists at a time."""
+    def __init__(self, database: Database, read_chunk: int, window: timedelta) -> None:
+        """Keep the log in `database`, attribute within `window`, and stream `read_chunk` lists at a time."""
         self._database = database
+        self._window = window
         self._events = EventStore(database)
         self._lists = ListStore(database)
-        self._reader = ListReader(database, read_chunk)
+        self._reader = ListReader(database, read_chunk, window)
 
     async def BatchCreateServedLists(
         self, request: reward_pb2.BatchCreateServedListsRequest, context: Context
@@ -48,7 +51,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.BatchCreateImpressionsRequest, context: Context
     ) -> reward_pb2.BatchCreateImpressionsResponse:
         """Store impressions."""
-        events = [messages.impression(item, f"impressions[{n}]") for n, item in enumerate(request.impressions)]
+        parent = sampled_traceparent()
+        events = [messages.impression(item, f"impressions[{n}]", parent) for n, item in enumerate(request.impressions)]
         stored = await self._events.add_impressions(events)
         events_stored(stored)
         return reward_pb2.BatchCreateImpressionsResponse(stored_count=stored, duplicate_count=len(events) - stored)
@@ -57,7 +61,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.BatchCreateFeedbackRequest, context: Context
     ) -> reward_pb2.BatchCreateFeedbackResponse:
         """Store clicks and conversions."""
-        events = [messages.feedback(item, f"feedback[{n}]") for n, item in enumerate(request.feedback)]
+        parent = sampled_traceparent()
+        events = [messages.feedback(item, f"feedback[{n}]", parent) for n, item in enumerate(request.feedback)]
         stored = await self._events.add_feedback(events)
         events_stored(stored)
         return reward_pb2.BatchCreateFeedbackResponse(stored_count=stored, duplicate_count=len(events) - stored)
@@ -66,7 +71,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.ReadRewardedListsRequest, context: Context
     ) -> AsyncIterator[reward_pb2.ReadRewardedListsResponse]:
         """Stream served lists with their outcomes."""
-        async with aclosing(self._reader.read(request.cursor)) as chunks:
+        min_age = request.min_age.ToTimedelta()
+        async with aclosing(self._reader.read(request.cursor, min_age)) as chunks:
             async for chunk in chunks:
                 yield reward_pb2.ReadRewardedListsResponse(
                     rewarded_lists=map(messages.rewarded_list, chunk), cursor=chunk[-1].seq
@@ -76,4 +82,4 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):
         self, request: reward_pb2.GetRewardSummaryRequest, context: Context
     ) -> reward_pb2.GetRewardSummaryResponse:
         """Count what is stored."""
-        return reward_pb2.GetRewardSummaryResponse(**asdict(await summarise(self._database)))
+        return reward_pb2.GetRewardSummaryResponse(**asdict(await summarise(self._database, self._window)))

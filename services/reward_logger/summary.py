@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 from gr4ad_runtime.db import Database
 from sqlalchemy import ColumnElement, ScalarSelect, exists, func, select
 
+from reward_logger.attribution import attributed_count
 from reward_logger.models import CLICK, CONVERSION, Base, FeedbackRow, ImpressionRow, ServedListRow
 
 
@@ -20,8 +22,9 @@ class Summary:
         clicks: Clicks.
         conversions: Conversions.
         revenue_micros: Sum of the revenue, in micros.
-        unjoined_events: Impressions and feedback whose request_id no stored list has.
+        unjoined_events: Impressions and feedback with a request_id that no stored list has.
         lists_without_events: Served lists that no event belongs to.
+        unattributed_feedback: Feedback that belongs to no list, or came after the attribution window.
     """
 
     served_lists: int
@@ -31,9 +34,10 @@ class Summary:
     revenue_micros: int
     unjoined_events: int
     lists_without_events: int
+    unattributed_feedback: int
 
 
-async def summarise(database: Database) -> Summary:
+async def summarise(database: Database, window: timedelta) -> Summary:
     """Count everything in one statement, so that all figures belong to the same moment. Reads whole tables."""
     statement = select(
         _count(ServedListRow).label("served_lists"),
@@ -41,9 +45,11 @@ async def summarise(database: Database) -> Summary:
         _count(FeedbackRow, FeedbackRow.type == CLICK).label("clicks"),
         _count(FeedbackRow, FeedbackRow.type == CONVERSION).label("conversions"),
         select(func.coalesce(func.sum(FeedbackRow.revenue_micros), 0)).scalar_subquery().label("revenue_micros"),
-        (_count(ImpressionRow, ~_has_list(ImpressionRow)) + _count(FeedbackRow, ~_has_list(FeedbackRow))).label(
-            "unjoined_events"
-        ),
+        (
+            _count(ImpressionRow, ~_has_list(ImpressionRow))
+            + _count(FeedbackRow, FeedbackRow.request_id != "", ~_has_list(FeedbackRow))
+        ).label("unjoined_events"),
+        (_count(FeedbackRow) - attributed_count(window)).label("unattributed_feedback"),
         _count(ServedListRow, ~_has_event_in(ImpressionRow), ~_has_event_in(FeedbackRow)).label("lists_without_events"),
     )
     async with database.session() as session:
