@@ -14,12 +14,14 @@ from gr4ad_runtime.settings import read_settings
 
 from rspo_trainer.activation_watch import ActivationWatch
 from rspo_trainer.models import SCHEMA
+from rspo_trainer.online_trainer import OnlineTrainer
 from rspo_trainer.policy_maker import PolicyMaker
 from rspo_trainer.policy_store import PolicyStore
 from rspo_trainer.run_queue import RunQueue
 from rspo_trainer.run_store import RunStore
 from rspo_trainer.servicer import TrainingServicer
 from rspo_trainer.settings import RspoTrainerSettings
+from rspo_trainer.training_thread import TrainingThread
 from rspo_trainer.worker import Worker
 
 SERVICE_NAME = training_pb2.DESCRIPTOR.services_by_name["TrainingService"].full_name
@@ -38,8 +40,10 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: RspoTra
     await database.migrate("rspo_trainer")
     policies = PolicyStore(database)
     watch = ActivationWatch(database, policies, settings.watch_heartbeat_seconds)
-    maker = PolicyMaker(settings, ArtifactStore(settings.artifact_store))
-    worker = Worker(RunQueue(database), maker, settings.progress_seconds)
+    artifacts, thread, queue = ArtifactStore(settings.artifact_store), TrainingThread(), RunQueue(database)
+    maker = PolicyMaker(settings, artifacts, thread)
+    online = OnlineTrainer(settings, artifacts, thread, queue, policies)
+    worker = Worker(queue, maker, online, settings.progress_seconds)
     lifecycle.background(watch.listen(), "activations")
     lifecycle.background(worker.work(), "training runs")
     servicer = TrainingServicer(RunStore(database), policies, watch, worker)

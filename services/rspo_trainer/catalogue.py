@@ -8,7 +8,11 @@ import grpc
 import numpy as np
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.learning.sampling import AdTable
+from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.errors import DataLossError, FailedPreconditionError
+
+from rspo_trainer.dependency import read_patiently
+from rspo_trainer.settings import RspoTrainerSettings
 
 CALL_TIMEOUT_S = 30.0
 STREAM_TIMEOUT_S = 600.0
@@ -63,6 +67,25 @@ async def read_catalogue(channel: grpc.aio.Channel) -> Catalogue:
         conversion_types=[_conversion_type(entry.conversion_type) for entry in entries.values()],
     )
     return Catalogue(codebook_id, level_sizes, ads)
+
+
+async def catalogue_of(settings: RspoTrainerSettings) -> Catalogue:
+    """Read the catalogue from the SID assigner that the settings name, which may be away for a while.
+
+    Raises:
+        UnavailableError: It did not come back in time.
+        FailedPreconditionError: It has no ads, or refuses.
+        DataLossError: Its SIDs do not fit its codebook.
+    """
+    address = settings.sid_assigner_address
+    async with open_channel(address) as channel:
+        return await read_patiently(
+            lambda: read_catalogue(channel),
+            service="sid_assigner",
+            address=address,
+            variable="GR4AD_SID_ASSIGNER_ADDRESS",
+            wait_s=settings.dependency_wait_seconds,
+        )
 
 
 def _conversion_type(value: sid_pb2.ConversionType.ValueType) -> str:

@@ -1,4 +1,4 @@
-"""Reads from other services that may be away for a while: a run should outlive a restart of theirs."""
+"""Calls on what may be away for a while, other services and the database: a run should outlive a restart of theirs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
-from gr4ad_runtime.errors import FailedPreconditionError, UnavailableError
+from gr4ad_runtime.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from gr4ad_runtime.log import get_logger
 
 T = TypeVar("T")
@@ -50,5 +50,17 @@ async def read_patiently(
                 remedy = f"start it, or say in {variable} where it is, and create the run anew"
                 raise UnavailableError(service, what, remedy) from error
             log.warning("dependency away", dependency=service, address=address, error=what)
+        await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
+        back_off = min(2.0 * back_off, LONGEST_WAIT_S)
+
+
+async def write_persistently(write: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a transaction until the database takes it: it may be away, or out of space, for a while."""
+    back_off = FIRST_WAIT_S
+    while True:
+        try:
+            return await write()
+        except (UnavailableError, ResourceExhaustedError) as error:
+            log.warning("database away", error=error.message)
         await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
         back_off = min(2.0 * back_off, LONGEST_WAIT_S)

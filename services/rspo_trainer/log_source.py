@@ -9,14 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.reward.v1 import reward_pb2
-from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.sampling import AdTable, TrainingSet
 from gr4ad_core.learning.value_label import ChargeRates
 from gr4ad_core.model.history import UserHistory
 from gr4ad_runtime.errors import FailedPreconditionError
 from numpy.typing import NDArray
+
+from rspo_trainer.list_history import history_of
 
 IMPRESSION, CLICK, CONVERSION = 1, 2, 3
 PER_MILLE = 1000.0
@@ -66,7 +66,9 @@ class LogSamples:
                 self._behaviors.append(CONVERSION if outcome.conversion_count else CLICK)
                 self._revenue_micros.append(outcome.revenue_micros)
         if has_target:
-            self._histories.append(self._history(rewarded.served_list))
+            history, skipped = history_of(rewarded.served_list, self._ads, self._row_of)
+            self._skipped += skipped
+            self._histories.append(history)
             self._users.append(self._user(rewarded.served_list.user_context.user_id))
 
     def training_set(self) -> TrainingSet:
@@ -80,53 +82,35 @@ class LogSamples:
             remedy = "report feedback for what was served, or start from an earlier cursor"
             raise FailedPreconditionError("reward_log", problem, remedy)
         target_rows = np.array(self._target_rows)
+        rates = self._rates()
         samples = TrainingSet.from_lists(
             histories=self._histories,
             users=self._users,
             list_M=np.array(self._list_of_target, np.int64),
             target_sids_MT=self._ads.sids[target_rows],
             behaviors_M=np.array(self._behaviors, np.int64),
-            value_micros_M=self._values(target_rows),
+            value_micros_M=self._values(target_rows, rates),
             ad_sids_AT=self._ads.sids,
         )
-        return replace(samples, skipped_events=self._skipped)
+        return replace(samples, skipped_events=self._skipped, charge_rates=rates)
 
-    def _values(self, target_rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Return the targets' values: what was paid if anything was, else the expected charge behind the response."""
+    def _rates(self) -> ChargeRates:
         kinds = np.array(self._ads.conversion_types)
         counts = np.array(self._outcome_counts)
-        rates = ChargeRates.measure(
+        return ChargeRates.measure(
             np.repeat(kinds[np.repeat(self._outcome_rows, 3)], counts.ravel()),
             np.repeat(np.tile([IMPRESSION, CLICK, CONVERSION], len(counts)), counts.ravel()),
         )
+
+    def _values(self, target_rows: NDArray[np.int64], rates: ChargeRates) -> NDArray[np.float64]:
+        """Return the targets' values: what was paid if anything was, else the expected charge behind the response."""
+        kinds = np.array(self._ads.conversion_types)
         behaviors = np.array(self._behaviors)
         expected = rates.value_micros(self._ads.bid_micros[target_rows], kinds[target_rows], behaviors)
         paid = PER_MILLE * np.array(self._revenue_micros, np.float64)
         return np.where(paid > 0.0, paid, expected)
 
-    def _history(self, served: reward_pb2.ServedList) -> UserHistory:
-        context = served.user_context
-        events = [(self._row_of.get(event.ad_id, -1), event) for event in context.history]
-        known = [(row, event) for row, event in events if row >= 0]
-        self._skipped += len(events) - len(known)
-        rows = np.fromiter((row for row, _ in known), np.int64, len(known))
-        return UserHistory(
-            sids=self._ads.sids[rows],
-            behaviors=np.fromiter((event.behavior for _, event in known), np.int64, len(known)),
-            event_times=np.fromiter((_event_time(event) for _, event in known), np.float64, len(known)),
-            request_time=_seconds(context.request_time if context.HasField("request_time") else served.serve_time),
-            features=dict(context.features),
-        )
-
     def _user(self, user_id: str) -> int:
         # A list of a user whom the caller keeps to itself stands alone.
         key = user_id or f"\0{len(self._users)}"
         return self._user_numbers.setdefault(key, len(self._user_numbers))
-
-
-def _event_time(event: type_pb2.HistoryEvent) -> float:
-    return _seconds(event.event_time) if event.HasField("event_time") else float("nan")
-
-
-def _seconds(time: Timestamp) -> float:
-    return time.seconds + time.nanos * 1e-9

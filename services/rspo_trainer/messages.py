@@ -29,6 +29,7 @@ def run_message(run: Run) -> training_pb2.TrainingRun:
         losses=[training_pb2.LossPoint(step=step, loss=loss) for step, loss in run.losses],
         metrics=run.metrics,
         error=run.error,
+        cursor=run.cursor,
     )
     message.create_time.FromDatetime(run.create_time)
     if run.end_time is not None:

@@ -97,6 +97,9 @@ class TrainingRunRow(Base):
     error: Mapped[str] = mapped_column(Text)
     create_time: Mapped[datetime] = mapped_column(DateTime(timezone=True))
     end_time: Mapped[datetime | None] = mapped_column(DateTime(timezone=True))
+    # Of an online run: everything of the reward log up to the cursor is in the state of this name.
+    cursor: Mapped[int] = mapped_column(BigInteger, default=0)
+    checkpoint: Mapped[str] = mapped_column(Text, default="")
 
 
 class ChannelRow(Base):

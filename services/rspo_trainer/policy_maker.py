@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import tempfile
 import threading
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
 
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
-from gr4ad.training.v1 import training_pb2
 from gr4ad_core.learning.checkpoint import save_checkpoint
 from gr4ad_core.learning.sampling import TrainingSet
 from gr4ad_core.learning.trainer import Progress, TrainingStoppedError, train_vsl
@@ -23,9 +18,8 @@ from gr4ad_runtime import semconv
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.telemetry import tracer
-from opentelemetry import context as otel_context
 
-from rspo_trainer.catalogue import STREAM_TIMEOUT_S, Catalogue, read_catalogue
+from rspo_trainer.catalogue import STREAM_TIMEOUT_S, Catalogue, catalogue_of
 from rspo_trainer.dependency import read_patiently
 from rspo_trainer.folder_source import samples_of_folder
 from rspo_trainer.log_source import LogSamples
@@ -33,8 +27,7 @@ from rspo_trainer.policy_store import NewPolicy
 from rspo_trainer.recipe import DEFAULT_PRESET, make_recipe
 from rspo_trainer.settings import RspoTrainerSettings
 from rspo_trainer.training_run import Run, RunProgress
-
-T = TypeVar("T")
+from rspo_trainer.training_thread import TrainingThread
 
 ARTIFACT_FOLDER = "policies"
 
@@ -48,6 +41,7 @@ class Job:
     run: Run
     stop: threading.Event = field(default_factory=threading.Event)
     progress: RunProgress = field(default_factory=RunProgress)
+    checkpoint: str = ""
 
     def report(self, progress: Progress) -> None:
         """Note how far training is."""
@@ -56,13 +50,13 @@ class Job:
 
 
 class PolicyMaker:
-    """Makes one policy at a time. What computes or blocks runs in its single thread."""
+    """Makes one policy at a time."""
 
-    def __init__(self, settings: RspoTrainerSettings, artifacts: ArtifactStore) -> None:
-        """Read from the services that `settings` name and publish to `artifacts`."""
+    def __init__(self, settings: RspoTrainerSettings, artifacts: ArtifactStore, thread: TrainingThread) -> None:
+        """Read from the services that `settings` name, compute in `thread` and publish to `artifacts`."""
         self._settings = settings
         self._artifacts = artifacts
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="training")
+        self._thread = thread
 
     async def make(self, job: Job) -> NewPolicy:
         """Carry a run out up to its policy's folder in the artifact store. Cancelling the call stops the training.
@@ -76,27 +70,17 @@ class PolicyMaker:
             ValueError: The samples or the recipe make no training.
         """
         with _tracer.start_as_current_span(semconv.SPAN_READ_SAMPLES) as span:
-            catalogue = await self._catalogue()
-            samples = await self._samples(job.run.request, catalogue)
+            catalogue = await catalogue_of(self._settings)
+            samples = await self._samples(job, catalogue)
             span.set_attributes({semconv.SAMPLE_COUNT: len(samples), semconv.CODEBOOK_ID: catalogue.codebook_id})
-        return await self._in_thread(job, lambda: self._train_and_publish(job, catalogue, samples))
+        return await self._thread.run(lambda: self._train_and_publish(job, catalogue, samples), job.stop)
 
-    async def _catalogue(self) -> Catalogue:
-        address = self._settings.sid_assigner_address
-        async with open_channel(address) as channel:
-            return await read_patiently(
-                lambda: read_catalogue(channel),
-                service="sid_assigner",
-                address=address,
-                variable="GR4AD_SID_ASSIGNER_ADDRESS",
-                wait_s=self._settings.dependency_wait_seconds,
-            )
-
-    async def _samples(self, request: training_pb2.CreateTrainingRunRequest, catalogue: Catalogue) -> TrainingSet:
+    async def _samples(self, job: Job, catalogue: Catalogue) -> TrainingSet:
+        request = job.run.request
         if request.WhichOneof("source") == "data_folder":
             folder = request.data_folder
-            return await asyncio.get_running_loop().run_in_executor(
-                self._thread, samples_of_folder, Path(folder.path), folder.holdout_events, catalogue.ads
+            return await self._thread.run(
+                lambda: samples_of_folder(Path(folder.path), folder.holdout_events, catalogue.ads), job.stop
             )
         return (await self._log_samples(request.reward_log.cursor, catalogue)).training_set()
 
@@ -153,29 +137,10 @@ class PolicyMaker:
                     "source": request.WhichOneof("source"),
                     "run_id": job.run.run_id,
                     "vsl": config.to_dict(),
+                    "charge_rates": {name: list(rates) for name, rates in samples.charge_rates.rates.items()},
                 },
             )
             if job.stop.is_set():
                 raise TrainingStoppedError(job.progress.step, job.progress.total_steps)
             uri = self._artifacts.publish_folder(Path(scratch) / policy_id, name)
         return NewPolicy(policy_id, catalogue.codebook_id, manifest.sha256, uri, metrics)
-
-    async def _in_thread(self, job: Job, work: Callable[[], T]) -> T:
-        """Run blocking work in the training thread; when cancelled, stop the training and wait for it to end."""
-        context = otel_context.get_current()
-
-        def run() -> T:
-            token = otel_context.attach(context)
-            try:
-                return work()
-            finally:
-                otel_context.detach(token)
-
-        future = asyncio.get_running_loop().run_in_executor(self._thread, run)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            job.stop.set()
-            await asyncio.wait([future])
-            future.exception()  # seen: the caller goes by its own cancellation
-            raise

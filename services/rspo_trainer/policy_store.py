@@ -78,6 +78,16 @@ class PolicyStore:
         async with self._database.session() as session:
             return await _with_channels(session, (await session.scalars(statement)).all())
 
+    async def get(self, policy_id: str) -> Policy:
+        """Return a policy.
+
+        Raises:
+            NotFoundError: No such policy was published.
+        """
+        async with self._database.session() as session:
+            row = await session.get(PolicyRow, policy_id)
+            return (await _with_channels(session, [_found(row, policy_id)]))[0]
+
     async def activate(self, policy_id: str, channel: str, traceparent: str) -> Policy:
         """Make a policy the current one of a channel; nothing happens where it is that already.
 
@@ -85,9 +95,7 @@ class PolicyStore:
             NotFoundError: No such policy was published.
         """
         async with self._database.session() as session:
-            row = await session.get(PolicyRow, policy_id)
-            if row is None:
-                raise NotFoundError("policy_id", repr(policy_id), "give one that `gr4ad policy list` shows")
+            row = _found(await session.get(PolicyRow, policy_id), policy_id)
             await make_current(session, policy_id, channel, traceparent)
             return (await _with_channels(session, [row]))[0]
 
@@ -109,6 +117,12 @@ class PolicyStore:
             Activation(row.ActivationRow.seq, policy, row.ActivationRow.traceparent)
             for row, policy in zip(rows, policies, strict=True)
         ]
+
+
+def _found(row: PolicyRow | None, policy_id: str) -> PolicyRow:
+    if row is None:
+        raise NotFoundError("policy_id", repr(policy_id), "give one that `gr4ad policy list` shows")
+    return row
 
 
 async def add_policy(session: AsyncSession, policy: NewPolicy) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from gr4ad_runtime.db import Database
 from sqlalchemy import ColumnElement, Update, case, false, select, update
 
-from rspo_trainer.models import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, TrainingRunRow
+from rspo_trainer.models import CANCELLED, FAILED, QUEUED, RUNNING, SUCCEEDED, PolicyRow, TrainingRunRow
 from rspo_trainer.policy_store import NewPolicy, add_policy, make_current
 from rspo_trainer.training_run import Run, RunProgress, read_run
 
@@ -67,6 +67,38 @@ class RunQueue:
         statement = _fenced(run).values(_progress_values(progress)).returning(TrainingRunRow.cancel_requested)
         async with self._database.session() as session:
             return (await session.scalar(statement)) is False
+
+    async def save_checkpoint(self, run: Run, progress: RunProgress, checkpoint: str) -> bool:
+        """Keep where an online run goes on; return False, and keep nothing, if it is not this process's any more.
+
+        What went before is safe: a crash from now on is a first one again.
+        """
+        values = {
+            **_progress_values(progress),
+            "checkpoint": checkpoint,
+            "cursor": progress.cursor,
+            "metrics": progress.metrics,
+            "crashes": 0,
+        }
+        return await self._settle(run, values)
+
+    async def publish(self, run: Run, policy: NewPolicy, traceparent: str) -> bool:
+        """Publish a policy of a run that goes on, to its channel. Repeating the call is safe.
+
+        Returns:
+            Whether it is published: not if the run was cancelled or lost meanwhile.
+        """
+        own = (TrainingRunRow.run_id == run.run_id, TrainingRunRow.attempt == run.attempt)
+        state = select(TrainingRunRow.state, TrainingRunRow.cancel_requested).where(*own).with_for_update()
+        async with self._database.session() as session:
+            row = (await session.execute(state)).one_or_none()
+            if row is None or row.state != RUNNING or row.cancel_requested:
+                return False
+            if await session.get(PolicyRow, policy.policy_id) is None:
+                await add_policy(session, policy)
+            await make_current(session, policy.policy_id, run.request.channel, traceparent)
+            await session.execute(_fenced(run).values(policy_id=policy.policy_id))
+        return True
 
     async def give_back(self, run: Run) -> None:
         """Put a run back into the queue that a stop of the service has interrupted."""

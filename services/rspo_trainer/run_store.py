@@ -44,6 +44,8 @@ class RunStore:
             "loss_values": [],
             "metrics": {},
             "error": "",
+            "cursor": 0,
+            "checkpoint": "",
             "create_time": datetime.now(UTC),
         }
         add = insert(TrainingRunRow).values(row).on_conflict_do_nothing(index_elements=[TrainingRunRow.request_id])

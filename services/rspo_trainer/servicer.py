@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
+from gr4ad_runtime.errors import InvalidArgumentError
 from gr4ad_runtime.telemetry import current_traceparent
 
 from rspo_trainer import page_token
@@ -37,9 +38,21 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         """Queue a run."""
         identifier(request.request_id, "request_id")
         check_preset(request.preset)
+        if request.WhichOneof("source") == "online":
+            await self._check_online(request)
         run = await self._runs.create(request, current_traceparent())
         self._worker.wake()
         return training_pb2.CreateTrainingRunResponse(training_run=run_message(run))
+
+    async def _check_online(self, request: training_pb2.CreateTrainingRunRequest) -> None:
+        if not request.channel:
+            raise InvalidArgumentError("channel", "''", "an online run publishes as it learns: name a channel")
+        if request.preset or request.epochs:
+            stated = f"{request.preset!r}, {request.epochs}"
+            raise InvalidArgumentError(
+                "preset, epochs", stated, "leave them out: an online run goes on with its policy"
+            )
+        await self._policies.get(identifier(request.online.policy_id, "online.policy_id"))
 
     async def GetTrainingRun(
         self, request: training_pb2.GetTrainingRunRequest, context: Context

@@ -20,6 +20,18 @@ class RspoTrainerSettings(ServiceSettings):
     watch_heartbeat_seconds: float = Field(
         default=3.0, gt=0.0, le=60.0, description="Longest silence of WatchPolicies, so that a dead peer is noticed."
     )
+    online_threads: int = Field(
+        default=1, ge=1, le=256, description="Processor threads of an online run, which others share the machine with."
+    )
+    outcome_wait_seconds: float = Field(
+        default=600.0,
+        ge=0.0,
+        le=2_592_000.0,
+        description="How long an online run leaves a served list for its outcomes to come.",
+    )
+    publish_lists: int = Field(
+        default=20_000, ge=1, description="Lists between two publications of an online run that says none."
+    )
     dependency_wait_seconds: float = Field(
         default=60.0, ge=0.0, le=3600.0, description="How long a run waits for a service it reads from to come back."
     )

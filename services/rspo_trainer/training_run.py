@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from gr4ad.training.v1 import training_pb2
@@ -31,6 +31,8 @@ class Run:
         error: Why it failed; empty otherwise.
         create_time: When it was created.
         end_time: When it ended; None before.
+        cursor: Of an online run, of the reward log; all before it is in the checkpoint.
+        checkpoint: Of an online run, name of its state in the artifact store; empty before the first.
     """
 
     number: int
@@ -47,15 +49,31 @@ class Run:
     error: str
     create_time: datetime
     end_time: datetime | None
+    cursor: int = 0
+    checkpoint: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is: steps done, steps planned, and the loss curve so far."""
+    """How far a run is.
+
+    Attributes:
+        step: Optimiser steps done.
+        total_steps: Optimiser steps planned; 0 where unknown, and for an online run, which has no end.
+        losses: Loss curve so far.
+        cursor: Of an online run.
+        metrics: Of an online run, its figures so far.
+    """
 
     step: int = 0
     total_steps: int = 0
     losses: tuple[tuple[int, float], ...] = ()
+    cursor: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def with_metrics(self, metrics: dict[str, float]) -> RunProgress:
+        """Return the same with other figures."""
+        return replace(self, metrics=metrics)
 
 
 def select_runs() -> Select[TrainingRunRow, PolicyRow]:
@@ -88,4 +106,6 @@ def run_of(row: TrainingRunRow, policy: PolicyRow | None, with_losses: bool = Tr
         error=row.error,
         create_time=row.create_time,
         end_time=row.end_time,
+        cursor=row.cursor,
+        checkpoint=row.checkpoint,
     )

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 from gr4ad_core.learning.trainer import TrainingStoppedError
 from gr4ad_runtime import semconv
-from gr4ad_runtime.errors import Gr4adError, ResourceExhaustedError, UnavailableError
+from gr4ad_runtime.errors import Gr4adError
 from gr4ad_runtime.log import get_logger
 from gr4ad_runtime.telemetry import context_of, current_traceparent, meter, tracer
 
+from rspo_trainer.dependency import write_persistently
 from rspo_trainer.failure import failure_message, is_explained
 from rspo_trainer.models import CANCELLED, FAILED, SUCCEEDED
+from rspo_trainer.online_trainer import OnlineTrainer
 from rspo_trainer.policy_maker import Job, PolicyMaker
 from rspo_trainer.policy_store import NewPolicy
 from rspo_trainer.run_queue import RunQueue
 from rspo_trainer.training_run import Run
 
-T = TypeVar("T")
-
 IDLE_S = 5.0
 """How often the queue is looked at without being woken: another process may have filled it."""
-FIRST_BACK_OFF_S = 0.1
-LONGEST_BACK_OFF_S = 5.0
 TAKEN_OVER = "taken_over"
 """Outcome of a run that another process believed orphaned and now runs itself."""
 
@@ -40,10 +35,11 @@ _published = _meter.create_counter(semconv.METRIC_POLICIES_PUBLISHED, descriptio
 class Worker:
     """Empties the queue of runs. A database that is away delays the end of a run, and loses nothing."""
 
-    def __init__(self, queue: RunQueue, maker: PolicyMaker, progress_s: float) -> None:
-        """Take runs from `queue`, have policies made by `maker`, store progress every `progress_s` seconds."""
+    def __init__(self, queue: RunQueue, maker: PolicyMaker, online: OnlineTrainer, progress_s: float) -> None:
+        """Take runs from `queue`, have them done by `maker` and `online`, store progress every `progress_s` seconds."""
         self._queue = queue
         self._maker = maker
+        self._online = online
         self._progress_s = progress_s
         self._woken = asyncio.Event()
         self._job: Job | None = None
@@ -59,12 +55,12 @@ class Worker:
 
     async def work(self) -> None:
         """Carry runs out until cancelled; the run under way then goes back into the queue."""
-        recovered = await _persistently(self._queue.recover)
+        recovered = await write_persistently(self._queue.recover)
         if recovered:
             log.warning("runs of an earlier process settled", count=recovered)
         while True:
             self._woken.clear()
-            run = await _persistently(self._queue.claim)
+            run = await write_persistently(self._queue.claim)
             if run is not None:
                 await self._execute(run)
                 continue
@@ -100,6 +96,8 @@ class Worker:
         """Make and publish the policy of a run; return how the run ended."""
         run = job.run
         try:
+            if run.request.WhichOneof("source") == "online":
+                await self._online.run(job)
             policy = await self._maker.make(job)
             if await self._publish(job, policy):
                 return SUCCEEDED
@@ -110,16 +108,18 @@ class Worker:
                 log.exception("run crashed", run_id=run.run_id)
             message = failure_message(error, run.run_id)
             log.warning("run failed", run_id=run.run_id, error=message)
-            await _persistently(lambda: self._queue.fail(run, job.progress, message))
+            await write_persistently(lambda: self._queue.fail(run, job.progress, message))
             return FAILED
-        own = await _persistently(lambda: self._queue.end_cancelled(run, job.progress))
+        own = await write_persistently(lambda: self._queue.end_cancelled(run, job.progress))
         return CANCELLED if own else TAKEN_OVER
 
     async def _publish(self, job: Job, policy: NewPolicy) -> bool:
         attributes = {semconv.POLICY_ID: policy.policy_id, semconv.POLICY_CHANNEL: job.run.request.channel}
         with _tracer.start_as_current_span(semconv.SPAN_PUBLISH_POLICY, attributes=attributes):
             traceparent = current_traceparent()
-            published = await _persistently(lambda: self._queue.succeed(job.run, job.progress, policy, traceparent))
+            published = await write_persistently(
+                lambda: self._queue.succeed(job.run, job.progress, policy, traceparent)
+            )
         if published:
             _published.add(1)
         return published
@@ -133,15 +133,3 @@ class Worker:
                     job.stop.set()
             except Gr4adError as error:
                 log.warning("progress not stored", run_id=job.run.run_id, error=error.message)
-
-
-async def _persistently(write: Callable[[], Awaitable[T]]) -> T:
-    """Repeat a transaction until the database takes it: it may be away, or out of space, for a while."""
-    back_off = FIRST_BACK_OFF_S
-    while True:
-        try:
-            return await write()
-        except (UnavailableError, ResourceExhaustedError) as error:
-            log.warning("database away", error=error.message)
-        await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
-        back_off = min(2.0 * back_off, LONGEST_BACK_OFF_S)

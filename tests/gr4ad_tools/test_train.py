@@ -231,8 +231,9 @@ def test_the_train_command_shows_the_policy_and_its_metrics(tmp_path: Path, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--data, --log-cursor: give exactly one of them"),
-        (["--data", ".", "--log-cursor", "0"], "--data, --log-cursor: give exactly one of them"),
+        ([], "--data, --log-cursor, --online: give one of them, or --list"),
+        (["--data", ".", "--log-cursor", "0"], "--data, --log-cursor, --online: give one of them, or --list"),
+        (["--online"], "channel stable has no policy to start from: train one first, or name one with --start"),
         (["--log-cursor", "0", "--preset", "huge"], "preset: 'huge': choose another"),
         (["--log-cursor", "0"], "run-1 failed: data_folder: nowhere"),
     ],
@@ -242,6 +243,15 @@ def test_the_train_command_says_what_is_wrong(arguments: list[str], message: str
         result = CliRunner().invoke(app, ["train", *arguments, "--address", address])
     assert result.exit_code == 1
     assert message in result.output
+
+
+def test_an_online_run_starts_from_the_named_policy_at_the_cursor() -> None:
+    double = TrainerDouble(FAILED)
+    arguments = ["--online", "--start", "policy-7", "--log-cursor", "5", "--publish-lists", "9", "--channel", "canary"]
+    with serving_beside(double) as address:
+        CliRunner().invoke(app, ["train", *arguments, "--address", address])
+    assert double.requests[0].online == training_pb2.OnlineSource(policy_id="policy-7", cursor=5, publish_lists=9)
+    assert double.requests[0].channel == "canary"
 
 
 async def test_ctrl_c_cancels_the_run() -> None:

@@ -52,7 +52,7 @@ class Trainer:
         request = training_pb2.CreateTrainingRunRequest(request_id=request_id, preset="tiny", seed=7)
         request.data_folder.CopyFrom(training_pb2.DataFolderSource(path=str(self.folder), holdout_events=2))
         for name, value in values.items():
-            if name in ("data_folder", "reward_log"):
+            if name in ("data_folder", "reward_log", "online"):
                 getattr(request, name).CopyFrom(value)
             else:
                 setattr(request, name, value)
@@ -151,6 +151,7 @@ async def settings(database_url: str, artifact_store_url: str, sids: SidStandIn)
             progress_seconds=0.05,
             watch_heartbeat_seconds=0.3,
             dependency_wait_seconds=10.0,
+            outcome_wait_seconds=0.0,
         )
 
 

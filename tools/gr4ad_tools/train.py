@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import grpc
 import typer
@@ -63,6 +63,7 @@ async def train_and_wait(
     *,
     data_folder: training_pb2.DataFolderSource | None = None,
     reward_log: training_pb2.RewardLogSource | None = None,
+    online: training_pb2.OnlineSource | None = None,
     preset: str = "",
     epochs: int = 0,
     seed: int = 0,
@@ -79,7 +80,8 @@ async def train_and_wait(
     Args:
         address: Of the trainer.
         data_folder: Train from a data folder, or
-        reward_log: train from the reward log. Exactly one of them.
+        reward_log: train from the reward log, or
+        online: learn from the reward log as it grows, until the run is cancelled. Exactly one of them.
         preset: Named configuration; empty for the default one.
         epochs: Passes over the data; 0 for the preset's.
         seed: Of every random choice.
@@ -103,6 +105,8 @@ async def train_and_wait(
         request.data_folder.CopyFrom(data_folder)
     if reward_log is not None:
         request.reward_log.CopyFrom(reward_log)
+    if online is not None:
+        request.online.CopyFrom(online)
     async with open_channel(address) as grpc_channel:
         stub = training_pb2_grpc.TrainingServiceStub(grpc_channel)
         run: training_pb2.TrainingRun | None = None
@@ -138,6 +142,12 @@ async def _patiently(call: Callable[[], Awaitable[T]], away: Callable[[str], Non
                 raise
             away(error.details() or error.code().name)
         await asyncio.sleep(POLL_S)
+
+
+async def current_policy(address: str, channel: str) -> str:
+    """Return the id of a channel's current policy; empty where it has none."""
+    policies = await list_policies(address, 1000)
+    return next((policy.policy.policy_id for policy in policies if channel in policy.channels), "")
 
 
 async def list_runs(address: str, limit: int) -> list[training_pb2.TrainingRun]:
@@ -179,6 +189,16 @@ def train_command(
         int | None,
         typer.Option(min=0, metavar="CURSOR", help="Train from the reward log after this cursor; 0 for all."),
     ] = None,
+    online: Annotated[
+        bool,
+        typer.Option("--online", help="Learn from the reward log as it grows, until Ctrl-C, and publish as it goes."),
+    ] = False,
+    start: Annotated[
+        str, typer.Option(metavar="POLICY", help="With --online: the policy to start from; stable's by default.")
+    ] = "",
+    publish_lists: Annotated[
+        int, typer.Option(min=0, help="With --online: lists between two publications; 0 for the trainer's default.")
+    ] = 0,
     preset: Annotated[str, typer.Option(help="Model and recipe: default, demo or tiny.")] = "",
     epochs: Annotated[int, typer.Option(min=0, max=10000, help="Passes over the data; 0 for the preset's.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
@@ -193,9 +213,21 @@ def train_command(
             for listed in asyncio.run(list_runs(address, limit)):
                 _show_run(listed)
             return
-        if (data is None) == (log_cursor is None):
-            leave("--data, --log-cursor: give exactly one of them, or --list")
-        run = _train_with_bar(address, data, holdout, log_cursor, preset, epochs, seed, channel)
+        source: dict[str, Any] = {}
+        if data is not None:  # the trainer's working directory is another one
+            source["data_folder"] = training_pb2.DataFolderSource(path=str(data.resolve()), holdout_events=holdout)
+        if online:
+            policy_id = start or asyncio.run(current_policy(address, "stable"))
+            if not policy_id:
+                leave("--online: channel stable has no policy to start from: train one first, or name one with --start")
+            source["online"] = training_pb2.OnlineSource(
+                policy_id=policy_id, cursor=log_cursor or 0, publish_lists=publish_lists
+            )
+        elif log_cursor is not None:
+            source["reward_log"] = training_pb2.RewardLogSource(cursor=log_cursor)
+        if len(source) != 1:
+            leave("--data, --log-cursor, --online: give one of them, or --list")
+        run = _train_with_bar(address, source, preset, epochs, seed, channel)
     except TrainingRunError as error:
         leave(str(error))
     except KeyboardInterrupt:
@@ -208,14 +240,7 @@ def train_command(
 
 
 def _train_with_bar(
-    address: str,
-    data: Path | None,
-    holdout: int,
-    log_cursor: int | None,
-    preset: str,
-    epochs: int,
-    seed: int,
-    channel: str,
+    address: str, source: dict[str, Any], preset: str, epochs: int, seed: int, channel: str
 ) -> training_pb2.TrainingRun:
     columns = (
         TextColumn("{task.description:<9}"),
@@ -234,11 +259,7 @@ def _train_with_bar(
         return asyncio.run(
             train_and_wait(
                 address,
-                # The trainer's working directory is another one.
-                data_folder=None
-                if data is None
-                else training_pb2.DataFolderSource(path=str(data.resolve()), holdout_events=holdout),
-                reward_log=None if log_cursor is None else training_pb2.RewardLogSource(cursor=log_cursor),
+                **source,
                 preset=preset,
                 epochs=epochs,
                 seed=seed,
