@@ -9,6 +9,7 @@ from gr4ad.generation.v1 import generation_pb2
 from gr4ad_runtime.errors import UnavailableError
 from gr4ad_runtime.telemetry import current_traceparent
 
+from ad_generator.arrival import Arrival
 from ad_generator.batcher import Batcher
 from ad_generator.engine import Engine, Generated, Query
 from ad_generator.list_sender import ListSender, Served
@@ -34,7 +35,7 @@ class Generation:
             engine: What is served.
             batcher: Runs the engine.
             sender: Takes the answers for the reward log.
-            channel: Channel that the engine follows, for messages.
+            channel: Channel that the engine follows, for messages and the log.
             default_budget_us: Time of a request that states none.
         """
         self._engine = engine
@@ -46,14 +47,13 @@ class Generation:
         """Requests answered."""
 
     async def generate(
-        self, request: generation_pb2.GenerateAdsRequest, time_remaining_s: float | None
+        self, request: generation_pb2.GenerateAdsRequest, arrival: Arrival
     ) -> generation_pb2.GenerateAdsResponse:
         """Answer a valid request.
 
         Args:
             request: The request.
-            time_remaining_s: Until the call's own deadline; None where it has none. The shorter of this and the
-                request's latency budget counts.
+            arrival: How it came. The shorter of its remaining time and the request's latency budget counts.
 
         Raises:
             UnavailableError: No policy and catalogue are loaded yet.
@@ -67,11 +67,21 @@ class Generation:
                 "publish a policy to the channel, then retry; GetEngineStatus tells whether one was refused",
             )
         budget_s = (request.latency_budget_us or self._default_budget_us) * 1e-6
-        if time_remaining_s is not None:
-            budget_s = min(budget_s, time_remaining_s)
+        if arrival.time_remaining_s is not None:
+            budget_s = min(budget_s, arrival.time_remaining_s)
         batched = await self._batcher.submit(query_of(request), time.monotonic() + budget_s)
         response = response_of(batched.result, self._shown(batched.result))
-        self._sender.offer(Served(request, response, time.time_ns(), current_traceparent()))
+        self._sender.offer(
+            Served(
+                request,
+                response,
+                time.time_ns(),
+                current_traceparent(),
+                self._channel,
+                arrival.bucket,
+                arrival.elapsed_us(),
+            )
+        )
         self.answered += 1
         record_spans(request, response, batched)
         return response

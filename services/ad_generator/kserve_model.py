@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Final
 
-import grpc
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad_runtime.errors import FailedPreconditionError, InvalidArgumentError, NotFoundError
 from gr4ad_runtime.validation import validate
@@ -16,12 +15,13 @@ from kserve.errors import InvalidInput, ModelNotFound
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as v2
 from kserve.protocol.grpc.servicer import InferenceServicer
 
+from ad_generator.arrival import Arrival, Context
 from ad_generator.open_inference import input_types, output_types, to_message, to_tensors
 
-Context = grpc.aio.ServicerContext[Any, Any]
-Generate = Callable[[generation_pb2.GenerateAdsRequest, float | None], Awaitable[generation_pb2.GenerateAdsResponse]]
+Generate = Callable[[generation_pb2.GenerateAdsRequest, Arrival], Awaitable[generation_pb2.GenerateAdsResponse]]
 
-_time_remaining: ContextVar[float | None] = ContextVar("time_remaining", default=None)
+_arrival: ContextVar[Arrival | None] = ContextVar("arrival", default=None)
+"""Arrival of the gRPC call under way; None for a request of the REST server."""
 
 
 class GeneratorModel(Model):  # type: ignore[misc]  # kserve is untyped
@@ -69,9 +69,10 @@ class GeneratorModel(Model):  # type: ignore[misc]  # kserve is untyped
             raise InvalidArgumentError("request", type(payload).__name__, "use version 2 of the protocol")
         if self.generate is None:
             raise FailedPreconditionError("server", "starting", "retry once the model is ready")
+        arrival = _arrival.get() or Arrival.of_headers(headers or {})
         message = to_message(payload)
         validate(message)
-        return to_tensors(payload, await self.generate(message, _time_remaining.get()), message.request_id)
+        return to_tensors(payload, await self.generate(message, arrival), message.request_id)
 
     def get_input_types(self) -> list[dict[str, Any]]:
         """Return the input tensors."""
@@ -117,7 +118,7 @@ class OpenInferenceServicer(InferenceServicer):  # type: ignore[misc]  # kserve 
 
     async def ModelInfer(self, request: v2.ModelInferRequest, context: Context) -> v2.ModelInferResponse:
         """Answer a request."""
-        _time_remaining.set(context.time_remaining())  # a call has a task, hence a context, of its own
+        _arrival.set(Arrival.of_call(context))  # a call has a task, hence a context, of its own
         with _suite_errors(request.model_name):
             return await super().ModelInfer(request, context)
 

@@ -35,12 +35,25 @@ LOG_INTERVAL_S: Final = 5.0
 
 @dataclass(frozen=True)
 class Served:
-    """What was answered to whom; made into a ServedList only when it is sent."""
+    """What was answered to whom; made into a ServedList only when it is sent.
+
+    Attributes:
+        request: What was asked.
+        response: What was answered.
+        serve_time_ns: When, in Unix nanoseconds.
+        traceparent: W3C traceparent of the request; empty where it was not traced.
+        channel: Channel whose policy answered.
+        bucket: The user's bucket in an A/B split; None where the caller sent none.
+        latency_us: Time from the request's arrival to its answer, in microseconds.
+    """
 
     request: generation_pb2.GenerateAdsRequest
     response: generation_pb2.GenerateAdsResponse
     serve_time_ns: int
     traceparent: str
+    channel: str
+    bucket: int | None
+    latency_us: int
 
 
 def served_list(served: Served) -> reward_pb2.ServedList:
@@ -54,6 +67,9 @@ def served_list(served: Served) -> reward_pb2.ServedList:
         widths=served.response.beam_trace.widths,
         serve_time=Timestamp(seconds=seconds, nanos=nanos),
         traceparent=served.traceparent,
+        channel=served.channel,
+        bucket=served.bucket,
+        latency_us=served.latency_us,
     )
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import grpc
 import structlog
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 
+from ad_generator.arrival import Arrival, Context
 from ad_generator.engine_status import EngineStatus
 from ad_generator.generation import Generation
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
@@ -27,7 +23,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> generation_pb2.GenerateAdsResponse:
         """Return live ads for one user."""
         structlog.contextvars.bind_contextvars(request_id=request.request_id)
-        return await self._generation.generate(request, context.time_remaining())
+        return await self._generation.generate(request, Arrival.of_call(context))
 
     async def GetEngineStatus(
         self, request: generation_pb2.GetEngineStatusRequest, context: Context

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from types import SimpleNamespace
 
 import grpc
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ad_generator.ad_table import AdTable
+from ad_generator.arrival import Arrival
 from ad_generator.batcher import Batched
 from ad_generator.engine import Generated, LoadedPolicy
 from ad_generator.generation import Generation
@@ -230,6 +232,6 @@ async def test_an_answer_from_a_replaced_catalogue_is_checked_against_the_new_on
         channel="stable",
         default_budget_us=1,
     )
-    answer = await generation.generate(request(), None)
+    answer = await generation.generate(request(), Arrival(time.monotonic()))
     assert [ad.ad_id for ad in answer.candidates] == ["ad-1"]  # ad-0 was paused, ad-2 is not known there
     assert [list(served.response.candidates) for served in offered] == [list(answer.candidates)]

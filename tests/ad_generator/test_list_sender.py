@@ -42,12 +42,14 @@ async def sender(neighbour: Neighbour) -> AsyncIterator[ListSender]:
             await task
 
 
-def served(request_id: str) -> Served:
+def served(request_id: str, bucket: int | None = 7) -> Served:
     ad = type_pb2.ScoredAd(ad_id="ad", sid=type_pb2.SemanticId(codes=[1, 2, 3]))
     response = generation_pb2.GenerateAdsResponse(
         candidates=[ad], beam_trace=generation_pb2.BeamTrace(widths=[1, 2, 3])
     )
-    return Served(request(request_id=request_id), response, 1_700_000_000_123_456_789, "00-aa-bb-01")
+    return Served(
+        request(request_id=request_id), response, 1_700_000_000_123_456_789, "00-aa-bb-01", "canary", bucket, 1234
+    )
 
 
 async def test_lists_go_in_batches_with_all_they_say(sender: ListSender, rewards: RewardLog) -> None:
@@ -62,7 +64,13 @@ async def test_lists_go_in_batches_with_all_they_say(sender: ListSender, rewards
     assert list(stored.widths) == [1, 2, 3]
     assert stored.serve_time.ToNanoseconds() == 1_700_000_000_123_456_789
     assert stored.traceparent == "00-aa-bb-01"
+    assert (stored.channel, stored.bucket, stored.latency_us) == ("canary", 7, 1234)
     assert (sender.queued, sender.dropped) == (0, 0)
+
+
+def test_a_bucket_of_zero_is_sent_and_none_is_absent() -> None:
+    assert list_sender.served_list(served("list", bucket=0)).HasField("bucket")
+    assert not list_sender.served_list(served("list", bucket=None)).HasField("bucket")
 
 
 async def test_an_outage_delays_lists_and_loses_none(sender: ListSender, rewards: RewardLog) -> None:

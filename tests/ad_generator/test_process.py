@@ -63,10 +63,10 @@ async def serving(port: int) -> None:
                 await asyncio.sleep(0.05)
 
 
-def http(url: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
+def http(url: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[int, Any]:
     """Make an HTTP call; returns status and content."""
     data = None if body is None else json.dumps(body).encode()
-    call = urllib.request.Request(url, data, {"content-type": "application/json"})
+    call = urllib.request.Request(url, data, {"content-type": "application/json", **headers})
     try:
         with urllib.request.urlopen(call, timeout=10) as answer:
             return answer.status, json.loads(answer.read())
@@ -91,8 +91,13 @@ async def test_kserve_serves_both_sides_and_a_sigterm_drains(
             {"name": "history_behaviors", "datatype": "INT32", "shape": [1], "data": [2]},
             {"name": "candidate_count", "datatype": "INT32", "shape": [1], "data": [3]},
         ]
-        status, answer = await asyncio.to_thread(http, f"{url}/infer", {"inputs": inputs})
+        bucket = {"Gr4ad-Bucket": "42"}
+        status, answer = await asyncio.to_thread(http, f"{url}/infer", {"id": "rest", "inputs": inputs}, **bucket)
         assert (status, len(answer["outputs"][0]["data"])) == (200, 3)
+        bucket = {"Gr4ad-Bucket": "all"}
+        status, answer = await asyncio.to_thread(http, f"{url}/infer", {"inputs": inputs}, **bucket)
+        assert status == 400
+        assert "gr4ad-bucket: all" in answer["error"]
         inputs[2]["data"] = [0]
         status, answer = await asyncio.to_thread(http, f"{url}/infer", {"inputs": inputs})
         assert status == 400
@@ -109,7 +114,10 @@ async def test_kserve_serves_both_sides_and_a_sigterm_drains(
         assert all(len(answer.candidates) == 5 for answer in answers)
         output, _ = await asyncio.wait_for(child.communicate(), 15)
         assert child.returncode == 0
-    assert {one.request_id for one in asked} <= set(neighbours.rewards.lists)
+    lists = neighbours.rewards.lists
+    assert {one.request_id for one in asked} <= set(lists)
+    assert (lists["rest"].bucket, lists["rest"].channel) == (42, "stable")
+    assert lists["rest"].latency_us > 0
     lines = [json.loads(line) for line in output.decode().splitlines()]  # nothing but JSON, KServe included
     events = [line["event"] for line in lines]
     assert events.index("serving") < events.index("draining") < events.index("stopped")

@@ -9,11 +9,14 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import grpc
 import psycopg
 import pytest
+from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 from gr4ad_runtime.errors import FailedPreconditionError, InvalidArgumentError
+from gr4ad_tools.suite_processes import default_ports
 from gr4ad_tools.supervisor import is_live, is_ready
-from gr4ad_tools.up import DEFAULT_PORTS, Suite
+from gr4ad_tools.up import Suite
 
 from tests.gr4ad_tools.test_embedded_postgres import is_running, wait_until
 
@@ -52,10 +55,10 @@ async def test_every_service_is_told_where_the_others_are(tmp_path: Path) -> Non
         tmp_path,
         database_url="postgresql+psycopg://u@h/d",
         otlp_endpoint="http://127.0.0.1:4317",
-        ports=DEFAULT_PORTS,
+        ports=default_ports(),
         env={"GR4AD_LOG_LEVEL": "DEBUG"},
         service_env={"rspo_trainer": {"OMP_NUM_THREADS": "7"}},
-        commands=dict.fromkeys(DEFAULT_PORTS, show),
+        commands=dict.fromkeys(default_ports(), show),
     )
     environment = suite._environment("rspo_trainer")
     assert environment["GR4AD_PORT"] == "50054"
@@ -69,6 +72,32 @@ async def test_every_service_is_told_where_the_others_are(tmp_path: Path) -> Non
     assert environment["GR4AD_LOG_LEVEL"] == "DEBUG"
     assert environment["OMP_NUM_THREADS"] == "7"
     assert suite._environment("sid_assigner")["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_canary_is_a_second_generator_that_shares_nothing_with_the_first(tmp_path: Path) -> None:
+    env = {"GR4AD_CHANNEL": "other", "GR4AD_REST_PORT": "8080"}
+    suite = Suite(tmp_path, ports=default_ports(canary=True), env=env, canary=True)
+    assert list(suite.addresses)[:2] == ["ad_generator", "ad_generator_canary"]  # stopped before those they call
+    assert suite.addresses["ad_generator_canary"] == "127.0.0.1:50055"
+    first, second = (suite._environment(name) for name in ("ad_generator", "ad_generator_canary"))
+    differing = {name for name in first if first[name] != second[name]}
+    assert differing == {"GR4AD_PORT", "GR4AD_CHANNEL", "GR4AD_POLICY_CACHE", "GR4AD_REST_PORT"}
+    assert (first["GR4AD_CHANNEL"], second["GR4AD_CHANNEL"]) == ("other", "canary")
+    assert "ad_generator_canary" not in Suite(tmp_path).addresses
+    assert len(set(Suite(tmp_path, canary=True).addresses.values())) == 5
+    chosen = Suite(tmp_path, service_env={"ad_generator_canary": {"GR4AD_CHANNEL": "next"}}, canary=True)
+    assert chosen._environment("ad_generator_canary")["GR4AD_CHANNEL"] == "next"
+
+
+async def test_the_canary_follows_its_channel(tmp_path: Path) -> None:
+    suite = Suite(tmp_path, database_url="postgresql+psycopg://u@h/d", canary=True)
+    name = "ad_generator_canary"
+    commands = {name: suite._commands[name]}
+    async with Suite(tmp_path, database_url="postgresql+psycopg://u@h/d", commands=commands) as running:
+        async with grpc.aio.insecure_channel(running.addresses[name]) as channel:
+            stub = generation_pb2_grpc.GenerationServiceStub(channel)
+            status = await stub.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=10)
+            assert status.channel == "canary"
 
 
 async def test_a_service_that_does_not_start_ends_the_start(tmp_path: Path) -> None:

@@ -1,11 +1,9 @@
-"""The suite on one machine: PostgreSQL and the four services, each a process of its own, supervised."""
+"""The suite on one machine: PostgreSQL and the services, each a process of its own, supervised."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
-import socket
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,19 +16,10 @@ from rich.console import Console
 from rich.table import Table
 
 from gr4ad_tools.embedded_postgres import EmbeddedPostgres
+from gr4ad_tools.suite_processes import HOST, PROCESSES, chosen_processes, default_ports, free_ports
 from gr4ad_tools.supervisor import ProcessSpec, SupervisedProcess, is_ready
 
-HOST = "127.0.0.1"
 DATABASE = "gr4ad"
-# The order they are stopped in: callers before those they call.
-DEFAULT_PORTS: Mapping[str, int] = {
-    "ad_generator": 50052,
-    "rspo_trainer": 50054,
-    "reward_logger": 50053,
-    "sid_assigner": 50051,
-}
-# Nobody waits for what these do, and on a shared machine the generator's callers would.
-IN_THE_BACKGROUND = {"rspo_trainer", "reward_logger"}
 START_SECONDS = 120.0
 POLL_S = 0.1
 
@@ -40,7 +29,7 @@ class Suite:
 
     Attributes:
         workdir: Where the database, the artifacts and the logs are.
-        addresses: host:port of each service by name.
+        addresses: host:port of each process by name.
         processes: The supervised processes by name.
         database_url: The database; set once started.
         artifact_store: Folder or URL of codebooks and policies.
@@ -57,6 +46,7 @@ class Suite:
         env: Mapping[str, str] | None = None,
         service_env: Mapping[str, Mapping[str, str]] | None = None,
         commands: Mapping[str, list[str]] | None = None,
+        canary: bool = False,
         durable: bool = True,
         on_exit: Callable[[SupervisedProcess], None] | None = None,
     ) -> None:
@@ -67,18 +57,19 @@ class Suite:
             database_url: A PostgreSQL to use; empty to start one in `workdir`.
             artifact_store: Empty for `workdir/artifacts`.
             otlp_endpoint: Collector of traces and metrics; empty for none.
-            ports: Port by service; None for free ones.
-            env: Environment variables for every service.
-            service_env: The same by service, with precedence: `{"ad_generator": {"GR4AD_TORCH_THREADS": "2"}}`.
-            commands: What to run by service; None for the suite's four services.
+            ports: Port by process; None for free ones.
+            env: Environment variables for every process.
+            service_env: The same by process, with precedence: `{"ad_generator": {"GR4AD_TORCH_THREADS": "2"}}`.
+            commands: What to run by process; None for one process of each service, and the canary if it is wanted.
+            canary: Whether a second generator, `ad_generator_canary`, follows the channel `canary`.
             durable: Whether the embedded PostgreSQL survives a power failure.
             on_exit: Called whenever a process ended unasked.
         """
         self.workdir = workdir.resolve()
         self.database_url = database_url
         self.artifact_store = artifact_store or str(self.workdir / "artifacts")
-        names = commands or {name: _command(name) for name in DEFAULT_PORTS}
-        chosen = dict(ports) if ports is not None else dict(zip(names, _free_ports(len(names)), strict=True))
+        names = commands or {name: process.command() for name, process in chosen_processes(canary).items()}
+        chosen = dict(ports) if ports is not None else dict(zip(names, free_ports(len(names)), strict=True))
         for service in [*(service_env or {}), *chosen]:
             if service not in names:
                 raise InvalidArgumentError("service", service, f"choose one of {', '.join(names)}")
@@ -165,10 +156,12 @@ class Suite:
             "GR4AD_PORT": self.addresses[name].rpartition(":")[2],
             "GR4AD_DATABASE_URL": self.database_url,
             "GR4AD_ARTIFACT_STORE": self.artifact_store,
-            "GR4AD_POLICY_CACHE": str(self.workdir / "policy-cache"),
+            # One each: a generator drops from its cache what it has not used lately.
+            "GR4AD_POLICY_CACHE": str(self.workdir / "policy-cache" / name),
             "GR4AD_OTLP_ENDPOINT": self._otlp_endpoint,
             **addresses,
             **self._env,
+            **(PROCESSES[name].env if name in PROCESSES else {}),
             **self._service_env.get(name, {}),
         }
 
@@ -180,7 +173,8 @@ def up(
     database_url: Annotated[str, typer.Option(help="PostgreSQL to use; by default one is started.")] = "",
     artifact_store: Annotated[str, typer.Option(help="Folder or fsspec URL; by default in the work folder.")] = "",
     otlp_endpoint: Annotated[str, typer.Option(help="OTLP/gRPC collector, as http://host:port.")] = "",
-    free_ports: Annotated[bool, typer.Option("--free-ports", help="Use free ports, not 50051 to 50054.")] = False,
+    any_ports: Annotated[bool, typer.Option("--free-ports", help="Use free ports, not 50051 to 50055.")] = False,
+    canary: Annotated[bool, typer.Option("--canary", help="Run a second generator, on the channel canary.")] = False,
 ) -> None:
     """Run the four services with a database until Ctrl-C; a service that ends is started again."""
     console = Console()
@@ -193,7 +187,8 @@ def up(
         database_url=database_url,
         artifact_store=artifact_store,
         otlp_endpoint=otlp_endpoint,
-        ports=None if free_ports else DEFAULT_PORTS,
+        ports=None if any_ports else default_ports(canary),
+        canary=canary,
         on_exit=tell,
     )
     try:
@@ -217,7 +212,7 @@ async def _run_until_signal(suite: Suite, console: Console) -> None:
         loop.add_signal_handler(number, ask)
     starting = asyncio.ensure_future(suite.__aenter__())
     waiting = asyncio.ensure_future(asked.wait())
-    with console.status("Starting PostgreSQL and four services"):
+    with console.status("Starting PostgreSQL and the services"):
         await asyncio.wait({starting, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
         starting.cancel()
@@ -242,18 +237,3 @@ def address_table(suite: Suite) -> Table:
     table.add_row("postgres", suite.database_url, "", str(suite.workdir / "postgres" / "server.log"))
     table.add_row("artifacts", suite.artifact_store, "", "")
     return table
-
-
-def _command(service: str) -> list[str]:
-    return [*(["nice", "-n", "5"] if service in IN_THE_BACKGROUND else []), sys.executable, "-m", service]
-
-
-def _free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind((HOST, 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
