@@ -8,7 +8,7 @@ out when lists are read, so the order in which lists, impressions and responses 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import CompoundSelect, ScalarSelect, Select, func, select, true, union_all
@@ -44,7 +44,7 @@ def attributed_count(window: timedelta) -> ScalarSelect[int]:
     return select(func.count()).select_from(both).scalar_subquery()
 
 
-def _named(window: timedelta) -> Select[Any]:
+def _named(window: timedelta) -> Select[str, str, int, int, datetime, str]:
     return (
         select(FeedbackRow.request_id, *COLUMNS)
         .join(ServedListRow, ServedListRow.request_id == FeedbackRow.request_id)
@@ -52,7 +52,7 @@ def _named(window: timedelta) -> Select[Any]:
     )
 
 
-def _touched(window: timedelta) -> Select[Any]:
+def _touched(window: timedelta) -> Select[str, str, int, int, datetime, str]:
     last = (
         select(ServedListRow.request_id)
         .join(ImpressionRow, ImpressionRow.request_id == ServedListRow.request_id)

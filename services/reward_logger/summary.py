@@ -9,7 +9,7 @@ from gr4ad_runtime.db import Database
 from sqlalchemy import ColumnElement, ScalarSelect, exists, func, select
 
 from reward_logger.attribution import attributed_count
-from reward_logger.models import CLICK, CONVERSION, Base, FeedbackRow, ImpressionRow, ServedListRow
+from reward_logger.models import CLICK, CONVERSION, Base, FeedbackRow, FeedHeadRow, ImpressionRow, ServedListRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Summary:
         unjoined_events: Impressions and feedback with a request_id that no stored list has.
         lists_without_events: Served lists that no event belongs to.
         unattributed_feedback: Feedback that belongs to no list, or came after the attribution window.
+        last_cursor: Place of the last list in the feed.
     """
 
     served_lists: int
@@ -35,6 +36,7 @@ class Summary:
     unjoined_events: int
     lists_without_events: int
     unattributed_feedback: int
+    last_cursor: int
 
 
 async def summarise(database: Database, window: timedelta) -> Summary:
@@ -50,6 +52,7 @@ async def summarise(database: Database, window: timedelta) -> Summary:
             + _count(FeedbackRow, FeedbackRow.request_id != "", ~_has_list(FeedbackRow))
         ).label("unjoined_events"),
         (_count(FeedbackRow) - attributed_count(window)).label("unattributed_feedback"),
+        select(FeedHeadRow.seq).scalar_subquery().label("last_cursor"),
         _count(ServedListRow, ~_has_event_in(ImpressionRow), ~_has_event_in(FeedbackRow)).label("lists_without_events"),
     )
     async with database.session() as session:

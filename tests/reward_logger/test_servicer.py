@@ -139,6 +139,8 @@ async def test_summary_counts_everything(stub: Stub) -> None:
         revenue_micros=33,
         unjoined_events=2,
         lists_without_events=1,
+        unattributed_feedback=1,
+        last_cursor=4,
     )
 
 

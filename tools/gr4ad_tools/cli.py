@@ -11,8 +11,9 @@ import typer
 from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
 
-from gr4ad_tools import codebook, data, ingest, measure, reward, train, up
+from gr4ad_tools import ab, codebook, data, ingest, measure, reward, train, up
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
+from gr4ad_tools.demo.seeds import run_seeds
 from gr4ad_tools.demo.state import OutputFolderError
 from gr4ad_tools.figures import Figure
 
@@ -33,6 +34,7 @@ app.command("eval")(measure.evaluate)
 app.command("traffic")(measure.traffic)
 app.command("live-index")(measure.live_index)
 app.add_typer(reward.app, name="reward", help="Look into the reward log.")
+app.add_typer(ab.app, name="ab", help="Compare the arms of an A/B split.")
 
 
 @app.command()
@@ -45,12 +47,22 @@ def demo(
     preset: Annotated[
         str, typer.Option(help="Training recipe; demo on a simulated market and default on a data folder.")
     ] = "",
+    seeds: Annotated[
+        int, typer.Option(min=1, help="Repeat the whole run for so many seeds from --seed on, and take the means.")
+    ] = 1,
+    chaos: Annotated[
+        bool, typer.Option("--chaos", help="Kill each service in turn while the policy learns online.")
+    ] = False,
 ) -> None:
     """Run the whole loop here and write summary.json and report.html; interrupted, it goes on where it was."""
     console = Console()
     command = " ".join(["gr4ad", *sys.argv[1:]])
+    options = DemoOptions(data_folder, out, seed, preset, command, chaos)
     try:
-        document, _ = asyncio.run(run_demo(DemoOptions(data_folder, out, seed, preset, command), console))
+        if seeds > 1:
+            document = asyncio.run(run_seeds(options, seeds, console))
+        else:
+            document, _ = asyncio.run(run_demo(options, console))
     except (DataError, OutputFolderError, train.TrainingRunError, Gr4adError) as error:
         console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
@@ -58,7 +70,8 @@ def demo(
         console.print(f"Interrupted. The same command goes on where it was; what there is lies in {out}.")
         raise typer.Exit(130) from None
     measure.print_figures({name: Figure(**figure) for name, figure in document["figures"].items()}, console)
-    console.print(f"summary  {out / 'summary.json'}\nreport   {out / 'report.html'}", soft_wrap=True)
+    reports = out / ("report.html" if seeds == 1 else "seed-*/report.html")
+    console.print(f"summary  {out / 'summary.json'}\nreport   {reports}", soft_wrap=True)
 
 
 if __name__ == "__main__":

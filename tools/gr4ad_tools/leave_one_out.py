@@ -38,12 +38,14 @@ class LeaveOneOut:
         train: What a policy may be trained on.
         users_M: Users that are scored, as indices into `interactions.user_ids`.
         targets_M: Their test events, as indices into the events.
+        validation_M: Their validation events, likewise.
     """
 
     interactions: Interactions
     train: Interactions
     users_M: NDArray[np.int64]
     targets_M: NDArray[np.int64]
+    validation_M: NDArray[np.int64]
 
     @property
     def target_items_M(self) -> NDArray[np.int64]:
@@ -63,10 +65,17 @@ class LeaveOneOut:
 
     def contexts(self) -> list[type_pb2.UserContext]:
         """Return the contexts to ask with, one per scored user."""
+        return self._before(self.targets_M)
+
+    def validation_contexts(self) -> list[type_pb2.UserContext]:
+        """Return the contexts of the same users before their validation events."""
+        return self._before(self.validation_M)
+
+    def _before(self, events_M: NDArray[np.int64]) -> list[type_pb2.UserContext]:
         starts = self.interactions.offsets[self.users_M]
         return [
             user_context(self.interactions, int(user), int(start), int(end), float(self.interactions.timestamps[end]))
-            for user, start, end in zip(self.users_M, starts, self.targets_M, strict=True)
+            for user, start, end in zip(self.users_M, starts, events_M, strict=True)
         ]
 
 
@@ -89,7 +98,7 @@ def user_context(
 
 def leave_one_out(interactions: Interactions) -> LeaveOneOut:
     """Split interactions; users with fewer than three chosen events are trained on in full and not scored."""
-    users, targets, ends = [], [], interactions.offsets[1:].copy()
+    users, targets, validation, ends = [], [], [], interactions.offsets[1:].copy()
     for user in range(len(interactions.user_ids)):
         start, end = int(interactions.offsets[user]), int(interactions.offsets[user + 1])
         chosen = start + np.flatnonzero(interactions.behaviors[start:end] >= CLICK)
@@ -97,10 +106,10 @@ def leave_one_out(interactions: Interactions) -> LeaveOneOut:
             continue
         users.append(user)
         targets.append(int(chosen[-1]))
+        validation.append(int(chosen[-2]))
         ends[user] = chosen[-2]
-    return LeaveOneOut(
-        interactions, cut(interactions, ends), np.array(users, dtype=np.int64), np.array(targets, dtype=np.int64)
-    )
+    columns = (np.array(column, dtype=np.int64) for column in (users, targets, validation))
+    return LeaveOneOut(interactions, cut(interactions, ends), *columns)
 
 
 def cut(interactions: Interactions, ends: NDArray[np.int64]) -> Interactions:

@@ -8,6 +8,7 @@ Shapes: R requests, L ads shown per request.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc
@@ -16,11 +17,12 @@ from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import Interactions
 from numpy.typing import NDArray
 
+from gr4ad_tools.bootstrap import UserSums, bootstrap_ratio
 from gr4ad_tools.evaluation import ScoredLists, score
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.leave_one_out import user_context
 from gr4ad_tools.simulate import Market
-from gr4ad_tools.simulate.bounds import judge
+from gr4ad_tools.simulate.bounds import expected_revenue, judge
 
 REQUESTS = 1000
 MICROS = 1e6
@@ -56,7 +58,8 @@ class FixedRequests:
         arrivals = market.arrivals(market.config.days, np.random.default_rng([seed, count]))
         users_R = np.random.default_rng([count, seed]).permutation(arrivals.users_R)[:count]
         logged = {user_id: number for number, user_id in enumerate(interactions.user_ids)}
-        return cls(users_R, [_context(interactions, logged, market, int(user)) for user in users_R], market.end)
+        contexts = [logged_context(interactions, logged, market.user_ids[user], market.end) for user in users_R]
+        return cls(users_R, contexts, market.end)
 
 
 async def ask_all(channel: grpc.aio.Channel, market: Market, fixed: FixedRequests, run_id: str) -> ScoredLists:
@@ -105,11 +108,44 @@ def revenue_figures(market: Market, fixed: FixedRequests, lists: dict[str, IntAr
     return figures | shares
 
 
-def _context(interactions: Interactions, logged: dict[str, int], market: Market, user: int) -> type_pb2.UserContext:
-    user_id = market.user_ids[user]
+def lift_figures(
+    market: Market, fixed: FixedRequests, arm_RL: IntArray, baseline_RL: IntArray, seed: int, name: str
+) -> dict[str, Figure]:
+    """Return how much more one policy's lists earn than another's on the same requests, in %, with its 95 % interval.
+
+    Args:
+        market: The judge.
+        fixed: The requests; the interval comes of drawing their users anew.
+        arm_RL: Ads shown by the policy, [R, L].
+        baseline_RL: Ads shown by the one it is compared with, [R, L].
+        seed: Of the bootstrap.
+        name: Prefix of the figures.
+    """
+    arm, baseline = (
+        UserSums.of(
+            fixed.users_R, expected_revenue(market, fixed.users_R, lists_RL, fixed.time), np.ones(len(lists_RL))
+        )
+        for lists_RL in (arm_RL, baseline_RL)
+    )
+    lift = bootstrap_ratio(arm, baseline, paired=True, seed=seed)
+    ends = {"lift_pct": lift.value, "lift_ci_low": lift.low, "lift_ci_high": lift.high}
+    return {f"{name}_{end}": Figure(100.0 * value, "%", len(fixed.users_R)) for end, value in ends.items()}
+
+
+def logged_context(
+    interactions: Interactions, logged: Mapping[str, int], user_id: str, request_time: float
+) -> type_pb2.UserContext:
+    """Return a user's context after the whole log.
+
+    Args:
+        interactions: The log.
+        logged: Number of each user that it knows, by id.
+        user_id: The user; one it does not know starts cold.
+        request_time: Unix time of the request.
+    """
     if user_id not in logged:
         context = type_pb2.UserContext(user_id=user_id, cold_start=True)
-        context.request_time.FromSeconds(int(market.end))
+        context.request_time.FromSeconds(int(request_time))
         return context
     start, end = interactions.offsets[logged[user_id] :][:2]
-    return user_context(interactions, logged[user_id], int(start), int(end), market.end)
+    return user_context(interactions, logged[user_id], int(start), int(end), request_time)

@@ -15,7 +15,6 @@ from pathlib import Path
 import grpc
 import numpy as np
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
-from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad.type.v1 import type_pb2
@@ -25,6 +24,7 @@ from gr4ad_runtime.telemetry import tracer
 from numpy.typing import NDArray
 
 from gr4ad_tools import baselines
+from gr4ad_tools.demo import online
 from gr4ad_tools.demo.record import GeneratedFor, Record
 from gr4ad_tools.evaluation import KS, ScoredLists, ranking_figures
 from gr4ad_tools.figures import Figure, percentile
@@ -32,15 +32,16 @@ from gr4ad_tools.ingest import to_ad
 from gr4ad_tools.leave_one_out import LeaveOneOut, leave_one_out
 from gr4ad_tools.live_index import LiveIndexDelays, dead_ads, probe
 from gr4ad_tools.otlp_receiver import OtlpReceiver, Span
-from gr4ad_tools.tracker import report_outcomes
+from gr4ad_tools.tracker import Tracker, report_outcomes
 from gr4ad_tools.traffic import Traffic, run_users
 
 USERS = 16
-SWAP_EVERY_S = 3.0
+SERVED_BETWEEN_SWAPS_S = 0.5
+SWAP_WAIT_S = 30.0
 CANDIDATES = 20
 PAGE_SIZE = 5
 PROBES = 20
-SWAPS = 4
+SWAPS = 20
 SAMPLE_USERS = 6
 TRACE_WAIT_S = 20.0
 SENDER_WAIT_S = 60.0
@@ -167,19 +168,30 @@ async def swap_policies(
     run_id: str,
     on_progress: Callable[[float], object],
 ) -> None:
-    """Let concurrent users ask while two policies take turns; fill the record."""
+    """Let concurrent users ask while two policies take turns, each once the other serves; fill the record."""
     training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
+    generator = generation_pb2_grpc.GenerationServiceStub(channels["ad_generator"])
     async with _concurrent_users(channels["ad_generator"], contexts, f"{run_id}-users") as record.traffic:
         record.traffic_start = time.monotonic()
         for swap in range(SWAPS):
-            await asyncio.sleep(SWAP_EVERY_S)
+            await asyncio.sleep(SERVED_BETWEEN_SWAPS_S)
+            wanted = policies[(swap + 1) % len(policies)]
             await training.ActivatePolicy(
-                training_pb2.ActivatePolicyRequest(policy_id=policies[(swap + 1) % len(policies)], channel="stable"),
-                timeout=RPC_TIMEOUT_S,
+                training_pb2.ActivatePolicyRequest(policy_id=wanted, channel="stable"), timeout=RPC_TIMEOUT_S
             )
+            await _until_served(generator, wanted)
             record.swap_times.append(time.monotonic() - record.traffic_start)
             on_progress((swap + 1) / SWAPS)
-        await asyncio.sleep(SWAP_EVERY_S)
+        await asyncio.sleep(SERVED_BETWEEN_SWAPS_S)
+
+
+async def _until_served(generator: generation_pb2_grpc.GenerationServiceAsyncStub, policy_id: str) -> None:
+    async with asyncio.timeout(SWAP_WAIT_S):
+        while True:
+            status = await generator.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S)
+            if status.policy.policy_id == policy_id:
+                return
+            await asyncio.sleep(0.1)
 
 
 async def change_ads(
@@ -228,17 +240,19 @@ def traffic_figures(record: Record, asked: Sequence[ScoredLists]) -> dict[str, F
         "p99_ms": percentile(traffic.latencies_ms, 99, "ms"),
         "beside_probes_p99_ms": percentile(beside.latencies_ms, 99, "ms"),
         "failed_requests": Figure(failed, "requests", requests + others),
+        "policy_swaps": Figure(len(record.swap_times), "swaps"),
+        "swap_failed_requests": Figure(traffic.failed, "requests", requests),
     }
 
 
 async def report_what_was_shown(
-    record: Record, channels: dict[str, grpc.aio.Channel], split: LeaveOneOut, items: Sequence[Item]
+    record: Record, tracker: Tracker, split: LeaveOneOut, items: Sequence[Item]
 ) -> dict[str, Figure]:
     """Report the traffic's lists as shown, with a conversion where the user's next ad was on the page."""
     bids = {item.item_id: item.bid_micros for item in items}
     targets = [split.interactions.item_ids[item] for item in split.target_items_M]
     shown, responded = await report_outcomes(
-        channels["reward_logger"],
+        tracker,
         [*record.traffic.answers, *record.probed_traffic.answers],
         page_size=PAGE_SIZE,
         clicked=lambda visit: {targets[visit]},
@@ -247,28 +261,21 @@ async def report_what_was_shown(
     return {"impressions_logged": Figure(shown, "events"), "feedback_logged": Figure(responded, "events")}
 
 
-async def served_lists(channel: grpc.aio.Channel) -> int:
-    """Return how many served lists the reward log holds."""
-    stub = reward_pb2_grpc.RewardServiceStub(channel)
-    summary = await stub.GetRewardSummary(reward_pb2.GetRewardSummaryRequest(), timeout=RPC_TIMEOUT_S)
-    return int(summary.served_lists)
-
-
 async def log_figures(channels: dict[str, grpc.aio.Channel], logged_before: int) -> dict[str, Figure]:
-    """Wait until the generator has handed over its lists, and count on both sides what this run served."""
-    generator = generation_pb2_grpc.GenerationServiceStub(channels["ad_generator"])
+    """Wait until the generators have handed over their lists, and count on both sides what this run served."""
+    generators = [generation_pb2_grpc.GenerationServiceStub(channels[name]) for name in online.GENERATORS.values()]
     give_up = time.monotonic() + SENDER_WAIT_S
     while True:
-        status = await generator.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S)
-        if status.lists_queued == 0 or time.monotonic() > give_up:
+        request = generation_pb2.GetEngineStatusRequest()
+        states = [await generator.GetEngineStatus(request, timeout=RPC_TIMEOUT_S) for generator in generators]
+        if not any(status.lists_queued for status in states) or time.monotonic() > give_up:
             break
         await asyncio.sleep(0.2)
-    logged = await served_lists(channels["reward_logger"]) - logged_before
+    logged = (await online.reward_summary(channels["reward_logger"])).served_lists - logged_before
     return {
-        "lists_served": Figure(status.requests_answered, "lists"),
+        "lists_served": Figure(sum(status.requests_answered for status in states), "lists"),
         "lists_logged": Figure(logged, "lists"),
-        "lists_dropped": Figure(status.lists_dropped, "lists"),
-        "policy_swaps": Figure(status.policy_swaps, "swaps"),
+        "lists_dropped": Figure(sum(status.lists_dropped for status in states), "lists"),
     }
 
 
@@ -297,6 +304,13 @@ async def trace_change(receiver: OtlpReceiver, channel: grpc.aio.Channel, item: 
             sid_pb2.BatchCreateAdSidsRequest(request_id=f"{run_id}-traced-ad", ads=[ad]), timeout=RPC_TIMEOUT_S
         )
     return await _trace_with(receiver, span.get_span_context().trace_id, {"sid_assigner", "ad_generator"})
+
+
+async def trace_learning(receiver: OtlpReceiver, trace_id: str) -> list[Span]:
+    """Return the trace that leads from a report of outcomes to the policy that was learned from it and swapped in."""
+    if not trace_id:
+        return []
+    return await _trace_with(receiver, int(trace_id, 16), {"reward_logger", "rspo_trainer", "ad_generator"})
 
 
 async def _trace_with(receiver: OtlpReceiver, trace_id: int, services: set[str]) -> list[Span]:

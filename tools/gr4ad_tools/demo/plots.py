@@ -110,6 +110,34 @@ def revenue_bars(rpm: Mapping[str, float]) -> str:
     return _svg(figure)
 
 
+def revenue_over_time(
+    seconds: NDArray[np.float64],
+    bands: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]],
+) -> str:
+    """Draw each arm's revenue per mille over time: value, lower and upper end of its band at each moment."""
+    figure, axes = _axes(5.6, 2.6)
+    for (arm, (value, low, high)), colour in zip(bands.items(), (POLICY, SECOND), strict=True):
+        axes.plot(seconds, value, color=colour, linewidth=1.6, label=arm)
+        axes.fill_between(seconds, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds into the phase")
+    axes.set_ylabel("revenue per 1,000 impressions")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def publications(lists: Sequence[float], measured: Mapping[str, Sequence[float]]) -> str:
+    """Draw what the gate measured at each publication, against the lists learned from."""
+    figure, axes = _axes(5.6, 2.6)
+    for (name, values), colour in zip(measured.items(), (POLICY, SECOND, THIRD), strict=True):
+        axes.plot(lists, values, color=colour, linewidth=1.2, marker="o", markersize=4, label=name)
+    axes.axhline(1.0, color=MUTED, linewidth=1, linestyle=":")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("lists read when published")
+    axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
 def code_balance(sids_NT: NDArray[np.int64], level_sizes: Sequence[int]) -> str:
     """Draw, for each level, how many ads each code holds, the fullest first, relative to an even spread."""
     figure, axes = _axes(5.6, 2.6)

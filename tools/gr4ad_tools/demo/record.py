@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gr4ad_tools.demo.online import OnlinePhase
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.live_index import LiveIndexDelays
 from gr4ad_tools.otlp_receiver import Span
@@ -42,6 +43,9 @@ class Record:
     traffic_start: float = 0.0
     swap_times: list[float] = field(default_factory=list)
     delays: LiveIndexDelays = field(default_factory=LiveIndexDelays)
+    online: OnlinePhase = field(default_factory=OnlinePhase)
+    bids_made_up: bool = False
+    learning_trace: list[Span] = field(default_factory=list)
     request_trace: list[Span] = field(default_factory=list)
     change_trace: list[Span] = field(default_factory=list)
     users: list[GeneratedFor] = field(default_factory=list)

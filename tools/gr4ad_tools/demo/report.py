@@ -10,14 +10,20 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 
+from gr4ad_tools.bootstrap import UserSums, bootstrap_ratio
 from gr4ad_tools.demo import plots
 from gr4ad_tools.demo.record import GeneratedFor, Record
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.live_index import PAUSE_LIMIT_S
+from gr4ad_tools.online_traffic import OnlineTraffic
 from gr4ad_tools.otlp_receiver import Span
+from gr4ad_tools.split import CANARY, STABLE
 
 LATENCY_LIMIT_MS = 100.0
+MICROS = 1e6
+TIME_PARTS = 8
 SERVICE_COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#b83280")
 TILES = {
     "ads": "ads with a SID",
@@ -25,7 +31,9 @@ TILES = {
     "recall@10": "recall@10, held-out users",
     "popularity_recall@10": "recall@10 of popularity",
     "transition_graph_recall@10": "recall@10 of the transition graph",
-    "vsl_rpm": "revenue per 1,000 impressions",
+    "vsl_rpm": "revenue per 1,000 impressions, VSL",
+    "rspo_rpm": "the same after learning online by RSPO",
+    "rspo_lift_pct": "lift of RSPO over VSL, %",
     "oracle_rpm": "revenue of the best lists there are",
     "qps": "requests answered per second",
     "p50_ms": "median latency, ms",
@@ -36,6 +44,9 @@ TILES = {
     "dead_ads_returned": "dead ads returned",
     "lists_logged": "served lists logged",
     "lists_dropped": "served lists dropped",
+    "policy_swaps": "policies swapped while serving",
+    "events_accepted": "outcomes acknowledged",
+    "events_lost": "outcomes lost or counted twice",
 }
 
 
@@ -63,6 +74,10 @@ def write_report(path: Path, record: Record, document: dict[str, Any]) -> None:
         sections=_sections(record),
         traces=[
             {"title": "A request: caller → generator → reward log", "spans": _waterfall(record.request_trace)},
+            {
+                "title": "An outcome: tracker → reward log → learning → publication → swap",
+                "spans": _waterfall(record.learning_trace),
+            },
             {"title": "A new ad: ingest → catalogue feed → live index", "spans": _waterfall(record.change_trace)},
         ],
         users=[_user(user) for user in record.users],
@@ -90,7 +105,8 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
     names = {
         "random_rpm": "by lot",
         "popularity_bid_rpm": "popularity × bid",
-        "vsl_rpm": "gr4ad",
+        "vsl_rpm": "gr4ad, VSL",
+        "rspo_rpm": "gr4ad, VSL + RSPO",
         "oracle_rpm": "oracle",
     }
     rpm = {label: figures[name].value for name, label in names.items() if name in figures}
@@ -101,9 +117,88 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
             "title": "Revenue",
             "text": f"The lists for {figures['vsl_rpm'].n:,} fixed requests, at the market's own expected value: no "
             "click is drawn. The oracle shows the best lists there are, knowing the truth.",
-            "drawings": [{"svg": plots.revenue_bars(rpm), "caption": "Expected revenue of each policy's lists."}],
+            "drawings": [
+                {
+                    "svg": plots.revenue_bars(rpm),
+                    "caption": "Expected revenue of each policy's lists. RSPO over VSL: "
+                    f"{figures['rspo_lift_pct'].value:+.1f} % "
+                    f"({figures['rspo_lift_ci_low'].value:+.1f} to {figures['rspo_lift_ci_high'].value:+.1f}).",
+                }
+            ],
         }
     ]
+
+
+def _online(record: Record) -> list[dict[str, Any]]:
+    """Return the section on online learning."""
+    phase, figures = record.online, record.figures
+    moments, bands = revenue_bands(phase.traffic)
+    lists = [policy.metrics["lists"] for policy in phase.publications]
+    measured = {
+        "drift, nats": "drift",
+        "calibration: expected over earned": "calibration",
+        "recall@10 over the start's": "recall",
+    }
+    by_name = [_gate_values(policy.metrics) for policy in phase.publications]
+    earned = " · ".join(
+        f"{channel} {figures[f'{channel}_rpm'].value:,.1f} "
+        f"({figures[f'{channel}_rpm_ci_low'].value:,.1f} to {figures[f'{channel}_rpm_ci_high'].value:,.1f})"
+        for channel in (STABLE, CANARY)
+    )
+    bids = " The folder has no bids: each ad was given one, drawn by the seed." if record.bids_made_up else ""
+    return [
+        {
+            "title": "Learning online",
+            "text": "Two arms behind a sticky split of the users. Both began with the same policy; the canary's "
+            f"goes on learning from the outcomes of both, by RSPO and VSL together, and was published "
+            f"{len(phase.publications)} times. Logged revenue per mille, as users reacted: {earned}.{bids}",
+            "drawings": [
+                {
+                    "svg": plots.revenue_over_time(moments, bands),
+                    "caption": "Logged revenue per mille by arm, with 95 % bands clustered by user.",
+                },
+                {
+                    "svg": plots.publications(
+                        lists, {label: [values[name] for values in by_name] for label, name in measured.items()}
+                    ),
+                    "caption": "What the gate measured on held-out users at each publication.",
+                },
+            ],
+        }
+    ]
+
+
+def _gate_values(metrics: Mapping[str, float]) -> dict[str, float]:
+    start = metrics.get("start_recall@10", 0.0)
+    recall = metrics["held_out_recall@10"] / start if start else math.nan
+    return {"drift": metrics["drift"], "calibration": metrics.get("calibration", math.nan), "recall": recall}
+
+
+def revenue_bands(
+    traffic: OnlineTraffic, parts: int = TIME_PARTS
+) -> tuple[NDArray[np.float64], dict[str, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]]:
+    """Return the middles of equal parts of a phase, and each arm's revenue per mille in them: value, low and high.
+
+    Args:
+        traffic: What the phase saw.
+        parts: How many.
+    """
+    edges = np.linspace(0.0, max(traffic.seconds, 1e-9), parts + 1)
+    bands = {}
+    for channel in (STABLE, CANARY):
+        shown = [one for one in traffic.shown if one.channel == channel]
+        part_N = np.searchsorted(edges, [one.at - traffic.start for one in shown]).clip(1, parts) - 1
+        users_N = np.array([one.user_id for one in shown])
+        earned_N = np.array([one.charge_micros / MICROS for one in shown])
+        thousands_N = np.array([one.impressions / 1000.0 for one in shown])
+        found = np.full((3, parts), math.nan)
+        for part in range(parts):
+            of = part_N == part
+            if of.any():
+                interval = bootstrap_ratio(UserSums.of(users_N[of], earned_N[of], thousands_N[of]), seed=part)
+                found[:, part] = interval.value, interval.low, interval.high
+        bands[channel] = (found[0], found[1], found[2])
+    return (edges[:-1] + edges[1:]) / 2, bands
 
 
 def format_value(figure: Figure) -> str:
@@ -163,6 +258,7 @@ def _sections(record: Record) -> list[dict[str, Any]]:
                 },
             ],
         },
+        *_online(record),
         *_revenue(figures),
         {
             "title": "Semantic IDs",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,22 @@ from gr4ad_runtime.telemetry import configure_telemetry
 from rich.console import Console
 
 from gr4ad_tools import codebook, evaluation, figures, ingest, train, yardstick
-from gr4ad_tools.demo import phases
+from gr4ad_tools.audience import Audience
+from gr4ad_tools.demo import online, phases
 from gr4ad_tools.demo.progress import Phase, Steps
 from gr4ad_tools.demo.record import Record
 from gr4ad_tools.demo.report import write_report
 from gr4ad_tools.demo.state import RunState
-from gr4ad_tools.leave_one_out import write_training_folder
+from gr4ad_tools.leave_one_out import LeaveOneOut, write_training_folder
 from gr4ad_tools.otlp_receiver import OtlpReceiver
+from gr4ad_tools.pacing import Pacing
 from gr4ad_tools.simulate import SCENARIOS, Market, version_hash
+from gr4ad_tools.split import CANARY, STABLE
+from gr4ad_tools.tracker import Tracker
 from gr4ad_tools.up import Suite
 
-CHANNEL = "stable"
 SCENARIO = "steady"
 CODEBOOK_ID = "demo"
-SECOND_POLICY_EPOCHS = 1
 # Of the traces that start in a service: load is not traced by its caller, and a few of its requests suffice.
 SAMPLE_RATIO = "0.002"
 
@@ -47,6 +50,7 @@ class DemoOptions:
         seed: Of the market, the codebook, the training and the users drawn.
         preset: Named training recipe; empty for `demo` on a simulated market and `default` on a data folder.
         command: The command as given, for the summary.
+        chaos: Whether to kill each service in turn while the policy learns online.
     """
 
     data: Path | None
@@ -54,6 +58,7 @@ class DemoOptions:
     seed: int
     preset: str
     command: str
+    chaos: bool = False
 
 
 class DataError(Exception):
@@ -91,6 +96,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
             OtlpReceiver() as receiver,
             _caller_telemetry(receiver),
             _suite(state.folder, receiver, steps) as (suite, channels),
+            contextlib.AsyncExitStack() as stack,
         ):
             artifacts = suite.artifact_store
             with steps.phase("Fit and activate the codebook") as phase:
@@ -107,22 +113,16 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 record.sids_NT = await phases.read_sids(channels["sid_assigner"], [item.item_id for item in items])
                 record.figures |= phases.sid_figures(record.sids_NT, record.level_sizes)
             preset = options.preset or ("default" if options.data else "demo")
-            policies = []
-            for name, epochs, channel in (
-                ("Train the policy", 0, CHANNEL),
-                ("Train a second one, briefly", SECOND_POLICY_EPOCHS, ""),
-            ):
-                with steps.phase(name) as phase:
-                    run = await _train(suite, state, str(training_folder), preset, epochs, channel, options.seed, phase)
-                    policies.append(run.policy.policy_id)
-                    if channel:
-                        record.loss_steps = [point.step for point in run.losses]
-                        record.losses = [point.loss for point in run.losses]
+            with steps.phase("Train the policy") as phase:
+                run = await _train(suite, state, str(training_folder), preset, options.seed, phase)
+                policy_id = run.policy.policy_id
+                record.loss_steps = [point.step for point in run.losses]
+                record.losses = [point.loss for point in run.losses]
             state.done("seconds", earlier_seconds + time.monotonic() - start)
             await suite.wait_ready("ad_generator")
 
             contexts = split.contexts()
-            logged_before = await phases.served_lists(channels["reward_logger"])
+            before = await online.reward_summary(channels["reward_logger"])
             with steps.phase("Score held-out users over gRPC", len(contexts)) as phase:
                 record.figures |= phases.baseline_figures(split)
                 scored = await evaluation.score(
@@ -135,29 +135,57 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 )
                 record.figures |= phases.score_figures(split, scored)
                 record.users = phases.generated_for(split, scored, items, options.seed)
+            # The yardstick looks at the market as the log left it.
+            judge = copy.deepcopy(market)
+            tracked, traced = await stack.enter_async_context(_tracker(suite, channels["reward_logger"]))
+            with steps.phase("Learn online on two arms") as phase:
+                pacing: Pacing | None = None
+                audience: Audience
+                if market is not None:
+                    audience, pacing = online.market_audience(market, split, items, options.seed)
+                else:
+                    sids = channels["sid_assigner"]
+                    audience, record.bids_made_up = await online.replay_audience(split, items, sids, options.seed)
+                record.online = await online.learn_online(
+                    suite,
+                    channels,
+                    traced,
+                    tracked,
+                    audience,
+                    pacing,
+                    policy_id=policy_id,
+                    seed=options.seed,
+                    run_id=run_id,
+                    chaos=options.chaos,
+                    on_progress=lambda share, note: phase.update(share, 1.0, note),
+                )
+                record.figures |= record.online.figures
+                phase.finish(f"{len(record.online.publications)} policies published")
             asked = [scored]
-            if market is not None:
-                with steps.phase("Judge revenue by the market's truth") as phase:
-                    fixed = yardstick.FixedRequests.draw(market, split.interactions, options.seed)
-                    judged = await yardstick.ask_all(channels["ad_generator"], market, fixed, f"{run_id}-judge")
-                    asked.append(judged)
-                    lists = {"vsl": yardstick.shown_lists(market, judged)}
-                    record.figures |= yardstick.revenue_figures(market, fixed, lists, options.seed)
+            if judge is not None:
+                with steps.phase("Judge revenue by the market's truth"):
+                    figures_of_revenue, judged = await _judge(channels, judge, split, options.seed, run_id)
+                    asked += judged
+                    record.figures |= figures_of_revenue
             with steps.phase("Serve concurrent users, swap policies") as phase:
+                policies = [policy_id, *(policy.policy.policy_id for policy in record.online.publications[-1:])]
                 await phases.swap_policies(record, channels, contexts, policies, run_id, phase.update)
             with steps.phase("Add and pause ads beside them") as phase:
                 await phases.change_ads(record, channels, contexts, items, run_id, phase.update)
                 record.figures |= phases.traffic_figures(record, asked)
             with steps.phase("Report what was shown"):
-                record.figures |= await phases.report_what_was_shown(record, channels, split, items)
-            with steps.phase("Follow two traces"):
+                record.figures |= await phases.report_what_was_shown(record, tracked, split, items)
+            with steps.phase("Follow three traces"):
                 async with (
                     open_channel(suite.addresses["ad_generator"]) as generator,
                     open_channel(suite.addresses["sid_assigner"]) as sids,
                 ):
                     record.request_trace = await phases.trace_request(receiver, generator, contexts[0], run_id)
                     record.change_trace = await phases.trace_change(receiver, sids, items[0], run_id)
-                record.figures |= await phases.log_figures(channels, logged_before)
+                record.learning_trace = await phases.trace_learning(receiver, record.online.trace_id)
+                record.figures |= await phases.log_figures(channels, before.served_lists)
+                after = await online.reward_summary(channels["reward_logger"])
+                record.figures |= online.event_figures(tracked, before, after)
     record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
     document = figures.document(
         record.figures, options.command, options.seed, source=source, phase_seconds=record.phase_seconds
@@ -192,7 +220,13 @@ async def _suite(
     folder: Path, receiver: OtlpReceiver, steps: Steps
 ) -> AsyncIterator[tuple[Suite, dict[str, grpc.aio.Channel]]]:
     """Start the suite, and open plain channels to it: load is not traced from here, single requests are."""
-    suite = Suite(folder / "suite", otlp_endpoint=receiver.endpoint, env={"GR4AD_TRACE_SAMPLE_RATIO": SAMPLE_RATIO})
+    suite = Suite(
+        folder / "suite",
+        canary=True,
+        otlp_endpoint=receiver.endpoint,
+        env={"GR4AD_TRACE_SAMPLE_RATIO": SAMPLE_RATIO},
+        service_env={"rspo_trainer": {"GR4AD_OUTCOME_WAIT_SECONDS": str(online.OUTCOME_WAIT_S)}},
+    )
     async with contextlib.AsyncExitStack() as stack:
         with steps.phase("Start four services and PostgreSQL") as phase:
             await stack.enter_async_context(suite)
@@ -208,6 +242,29 @@ async def _suite(
 
 
 @contextlib.asynccontextmanager
+async def _tracker(suite: Suite, channel: grpc.aio.Channel) -> AsyncIterator[tuple[Tracker, grpc.aio.Channel]]:
+    """Report outcomes while the block lasts; yields the tracker and a traced channel to the reward log."""
+    async with open_channel(suite.addresses["reward_logger"]) as traced, Tracker(channel, traced).running() as tracker:
+        yield tracker, traced
+
+
+async def _judge(
+    channels: Mapping[str, grpc.aio.Channel], market: Market, split: LeaveOneOut, seed: int, run_id: str
+) -> tuple[dict[str, figures.Figure], list[evaluation.ScoredLists]]:
+    """Let both arms answer the same fixed requests, and return what their lists are worth, and the answers."""
+    fixed = yardstick.FixedRequests.draw(market, split.interactions, seed)
+    arms = {"vsl": online.GENERATORS[STABLE], "rspo": online.GENERATORS[CANARY]}
+    answers = {
+        name: await yardstick.ask_all(channels[process], market, fixed, f"{run_id}-judge-{name}")
+        for name, process in arms.items()
+    }
+    lists = {name: yardstick.shown_lists(market, answer) for name, answer in answers.items()}
+    found = yardstick.revenue_figures(market, fixed, lists, seed)
+    found |= yardstick.lift_figures(market, fixed, lists["rspo"], lists["vsl"], seed, "rspo")
+    return found, list(answers.values())
+
+
+@contextlib.asynccontextmanager
 async def _caller_telemetry(receiver: OtlpReceiver) -> AsyncIterator[None]:
     """Trace the calls that this process makes on traced channels."""
     telemetry = configure_telemetry(
@@ -220,12 +277,12 @@ async def _caller_telemetry(receiver: OtlpReceiver) -> AsyncIterator[None]:
 
 
 async def _train(
-    suite: Suite, state: RunState, folder: str, preset: str, epochs: int, channel: str, seed: int, phase: Phase
+    suite: Suite, state: RunState, folder: str, preset: str, seed: int, phase: Phase
 ) -> training_pb2.TrainingRun:
     """Train and wait; a run that an interruption left behind is waited for again, a failed one is asked for anew."""
-    name = f"train {channel or 'second'}"
+    name = "train"
     if name not in state.results:
-        state.done(name, f"demo-{seed}-{state.attempt}-{channel or 'second'}")
+        state.done(name, f"demo-{seed}-{state.attempt}-train")
 
     def show(run: training_pb2.TrainingRun) -> None:
         loss = f"loss {run.losses[-1].loss:.3f}" if run.losses else ""
@@ -236,9 +293,8 @@ async def _train(
             suite.addresses["rspo_trainer"],
             data_folder=training_pb2.DataFolderSource(path=folder),
             preset=preset,
-            epochs=epochs,
             seed=seed,
-            channel=channel,
+            channel=STABLE,
             request_id=state.results[name],
             progress=show,
         )

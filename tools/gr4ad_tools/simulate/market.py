@@ -149,6 +149,10 @@ class Market:
         """Return the bids of all ads at a time in micros, [N]: public."""
         return self._money.bids(time)
 
+    def budgets(self) -> tuple[IntArray, FloatArray]:
+        """Return the campaign of each ad, [N], and its daily budget in micros, [G]: public."""
+        return self._ads.campaign_N, self._money.budget_G
+
     def value_per_click(self, time: float) -> FloatArray:
         """Return what a click on each ad pays at the base rates of its conversion type, in micros, [N]: public."""
         return self._money.value_per_click(time)

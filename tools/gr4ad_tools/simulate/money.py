@@ -29,7 +29,7 @@ class Money:
         self._config, self._ads = config, ads
         self._log_end = START + config.days * DAY_S
         self._pays_click_N = ads.conversion_type_N == CPC
-        self._budget_G = np.full(len(ads.budget_G), np.inf)
+        self.budget_G = np.full(len(ads.budget_G), np.inf)
         self._spent_G = np.zeros(len(ads.budget_G))
         self._day = 0
         self._pending = np.zeros((0, 3))  # due time, ad, charge
@@ -53,12 +53,12 @@ class Money:
 
     def set_budgets(self, expected_spend_N: FloatArray) -> None:
         """Set daily budgets from what each ad would spend a day if nothing held it back, in micros."""
-        n_campaigns = len(self._budget_G)
+        n_campaigns = len(self.budget_G)
         expected_G = np.bincount(self._ads.campaign_N, expected_spend_N, minlength=n_campaigns)
         dearest_G = np.zeros(n_campaigns)
         np.maximum.at(dearest_G, self._ads.campaign_N, self._ads.bid_micros_N.astype(np.float64))
         fair_G = self._config.budget_share * self._ads.budget_G * expected_G
-        self._budget_G = np.maximum(fair_G, LEAST_EVENTS * dearest_G)
+        self.budget_G = np.maximum(fair_G, LEAST_EVENTS * dearest_G)
 
     def charge(self, ads_RL: IntArray, outcomes: Outcomes, times_R: FloatArray) -> FloatArray:
         """Charge what came of lists: clicks at once, reported conversions when they are due.
@@ -82,7 +82,7 @@ class Money:
         """
         self._settle(time)
         passed = (time - START) % DAY_S / DAY_S
-        over_G = self._spent_G >= self._budget_G * min(1.0, passed + PACING_SLACK)
+        over_G = self._spent_G >= self.budget_G * min(1.0, passed + PACING_SLACK)
         return np.asarray(over_G[self._ads.campaign_N])
 
     def _bids_RL(self, ads_RL: IntArray, times_R: FloatArray) -> FloatArray:

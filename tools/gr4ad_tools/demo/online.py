@@ -1,0 +1,335 @@
+"""The demo's online phase: two arms, outcomes, pacing, and a policy that learns from what was shown."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import grpc
+from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
+from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.training.v1 import training_pb2, training_pb2_grpc
+from gr4ad_core.learning.data_folder import Item
+
+from gr4ad_tools import train
+from gr4ad_tools.ab import arm_figures
+from gr4ad_tools.arm_log import read_arms
+from gr4ad_tools.audience import Audience, MarketAudience, ReplayAudience, seeded_bids
+from gr4ad_tools.figures import Figure, percentile
+from gr4ad_tools.leave_one_out import LeaveOneOut
+from gr4ad_tools.online_traffic import OnlineTraffic, run_online
+from gr4ad_tools.pacing import Pacing, PacingCounts, run_pacing
+from gr4ad_tools.simulate import Market
+from gr4ad_tools.split import CANARY, STABLE, Split
+from gr4ad_tools.tracker import Tracker
+from gr4ad_tools.up import Suite
+
+REQUESTS = 4096
+PUBLISH_LISTS = 512
+CANDIDATES = 32
+"""Ads asked for; the first page of them is shown, and all of them are learned from."""
+USERS = 16
+PAGE_SIZE = 5
+"""Of a real data folder; a market has its own."""
+CANARY_PERCENT = 50
+OUTCOME_WAIT_S = 2.0
+PACING_EVERY_S = 2.0
+LEARN_WAIT_S = 60.0
+RPC_TIMEOUT_S = 10.0
+POLL_S = 0.2
+BIDS_AT_ONCE = 32
+GENERATORS = {STABLE: "ad_generator", CANARY: "ad_generator_canary"}
+KILLED = ("reward_logger", "rspo_trainer", "sid_assigner", GENERATORS[CANARY], GENERATORS[STABLE])
+"""In this order, one after the other, each once the one before it is back."""
+
+
+@dataclass
+class OnlinePhase:
+    """What the phase saw.
+
+    Attributes:
+        traffic: Requests, answers and reactions.
+        publications: Policies published meanwhile, in order.
+        run: The training run, as it ended.
+        pacing: What the pacing loop did.
+        first_cursor: Of the reward log, before the phase.
+        restarts: How often each service was started again.
+        trace_id: Of a report of outcomes that was traced.
+        figures: Of the phase.
+    """
+
+    traffic: OnlineTraffic = field(default_factory=OnlineTraffic)
+    publications: list[training_pb2.Policy] = field(default_factory=list)
+    run: training_pb2.TrainingRun = field(default_factory=training_pb2.TrainingRun)
+    pacing: PacingCounts = field(default_factory=PacingCounts)
+    first_cursor: int = 0
+    restarts: dict[str, int] = field(default_factory=dict)
+    trace_id: str = ""
+    figures: dict[str, Figure] = field(default_factory=dict)
+
+
+def market_audience(
+    market: Market, split: LeaveOneOut, items: Sequence[Item], seed: int
+) -> tuple[MarketAudience, Pacing]:
+    """Return the market's users after its log, and the rule that paces its campaigns' active ads."""
+    campaign_N, budget_G = market.budgets()
+    active = [item.item_id for item in items if item.state == "active"]
+    campaign_of = {ad_id: int(campaign_N[market.ad_index[ad_id]]) for ad_id in active}
+    pacing = Pacing(campaign_of, {campaign: float(budget) for campaign, budget in enumerate(budget_G)})
+    return MarketAudience(market, split.interactions, seed), pacing
+
+
+async def replay_audience(
+    split: LeaveOneOut, items: Sequence[Item], sids: grpc.aio.Channel, seed: int
+) -> tuple[ReplayAudience, bool]:
+    """Return the folder's users at their validation events, and whether bids had to be made up for them.
+
+    Bids that were made up are set in the catalogue, so that all services reckon with the same.
+    """
+    bids, made_up = seeded_bids({item.item_id: item.bid_micros for item in items}, seed)
+    if made_up:
+        await _set_bids(sids, bids)
+    item_ids = split.interactions.item_ids
+    chosen = [item_ids[split.interactions.items[event]] for event in split.validation_M]
+    return ReplayAudience(split.validation_contexts(), chosen, bids, PAGE_SIZE), made_up
+
+
+async def learn_online(
+    suite: Suite,
+    channels: Mapping[str, grpc.aio.Channel],
+    traced: grpc.aio.Channel,
+    tracker: Tracker,
+    audience: Audience,
+    pacing: Pacing | None,
+    *,
+    policy_id: str,
+    seed: int,
+    run_id: str,
+    chaos: bool,
+    on_progress: Callable[[float, str], None],
+) -> OnlinePhase:
+    """Serve an audience on two arms, let one of them learn, and wait until what it learned last is served.
+
+    Args:
+        suite: The running suite, with a canary.
+        channels: Channel to each process.
+        traced: Traced channel to the reward logger.
+        tracker: Reports what was shown; it must be running.
+        audience: Who asks.
+        pacing: The rule for campaigns that have budgets; None for none.
+        policy_id: What both arms begin with.
+        seed: Of the bootstrap.
+        run_id: Unique per run.
+        chaos: Whether to kill each service in turn meanwhile.
+        on_progress: Called with the share of the phase that is done, and a note.
+    """
+    trainer = suite.addresses["rspo_trainer"]
+    training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
+    await _cancel_leftovers(training, trainer)
+    await training.ActivatePolicy(
+        training_pb2.ActivatePolicyRequest(policy_id=policy_id, channel=CANARY), timeout=RPC_TIMEOUT_S
+    )
+    await suite.wait_ready(GENERATORS[CANARY])
+    phase = OnlinePhase(first_cursor=(await reward_summary(channels["reward_logger"])).last_cursor)
+    source = training_pb2.OnlineSource(policy_id=policy_id, cursor=phase.first_cursor, publish_lists=PUBLISH_LISTS)
+    learning = asyncio.create_task(
+        train.train_and_wait(trainer, online=source, channel=CANARY, request_id=f"{run_id}-online")
+    )
+    answered = 0
+
+    def count() -> None:
+        nonlocal answered
+        answered += 1
+        on_progress(answered / REQUESTS, f"{answered} of {REQUESTS} requests")
+
+    try:
+        async with _side_tasks(suite, channels, audience, pacing, phase, chaos, lambda: answered):
+            phase.traffic = await run_online(
+                audience,
+                {name: channels[process] for name, process in GENERATORS.items()},
+                Split(run_id, CANARY_PERCENT),
+                tracker,
+                requests=REQUESTS,
+                candidate_count=CANDIDATES,
+                users=USERS,
+                run_id=f"{run_id}-online",
+                on_answer=count,
+            )
+            await tracker.drain()
+        on_progress(1.0, "waiting for the last publication")
+        phase.publications = await _last_publication(training, channels[GENERATORS[CANARY]], learning)
+    finally:
+        learning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await learning
+    phase.run = await _ended(training)
+    phase.trace_id = tracker.trace_id
+    phase.restarts = suite.restarts
+    log = await read_arms(traced, phase.first_cursor)
+    phase.figures = {**arm_figures(log, STABLE, CANARY, seed), **_phase_figures(phase)}
+    return phase
+
+
+async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSummaryResponse:
+    """Return what the reward log holds."""
+    stub = reward_pb2_grpc.RewardServiceStub(channel)
+    request = reward_pb2.GetRewardSummaryRequest()
+    return await stub.GetRewardSummary(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
+
+
+def event_figures(
+    tracker: Tracker, before: reward_pb2.GetRewardSummaryResponse, after: reward_pb2.GetRewardSummaryResponse
+) -> dict[str, Figure]:
+    """Return what became of the events that the log acknowledged: one counted twice would be lost less than never."""
+
+    def events(summary: reward_pb2.GetRewardSummaryResponse) -> int:
+        return summary.impressions + summary.clicks + summary.conversions
+
+    stored = events(after) - events(before)
+    return {
+        "events_accepted": Figure(tracker.accepted, "events"),
+        "events_stored": Figure(stored, "events"),
+        "events_duplicate": Figure(tracker.duplicates, "events"),
+        "events_lost": Figure(tracker.accepted - stored, "events", tracker.accepted),
+        "lists_unjoined": Figure(after.lists_without_events - before.lists_without_events, "lists"),
+    }
+
+
+def _phase_figures(phase: OnlinePhase) -> dict[str, Figure]:
+    traffic, metrics = phase.traffic, phase.run.metrics
+    answered = len(traffic.shown)
+    return {
+        "online_p99_ms": percentile([shown.latency_ms for shown in traffic.shown], 99, "ms"),
+        "online_qps": Figure(answered / traffic.seconds, "requests/s", answered),
+        "online_failed": Figure(traffic.failures.total(), "requests", answered + traffic.failures.total()),
+        "online_retries": Figure(traffic.retries.total(), "calls", answered),
+        "online_steps": Figure(phase.run.step, "steps"),
+        "online_lists": Figure(metrics.get("lists", 0.0), "lists"),
+        "online_published": Figure(metrics.get("published", 0.0), "policies"),
+        "online_refused": Figure(metrics.get("refused", 0.0), "policies"),
+        "ads_paced": Figure(phase.pacing.paused, "pauses"),
+        "service_restarts": Figure(sum(phase.restarts.values()), "restarts"),
+    }
+
+
+@contextlib.asynccontextmanager
+async def _side_tasks(
+    suite: Suite,
+    channels: Mapping[str, grpc.aio.Channel],
+    audience: Audience,
+    pacing: Pacing | None,
+    phase: OnlinePhase,
+    chaos: bool,
+    answered: Callable[[], int],
+) -> AsyncIterator[None]:
+    """Pace campaigns, and kill services if that is wanted, while the block runs."""
+    until = asyncio.Event()
+
+    async def pace() -> None:
+        if pacing is not None and isinstance(audience, MarketAudience):
+            phase.pacing = await run_pacing(
+                pacing,
+                channels["reward_logger"],
+                channels["sid_assigner"],
+                clock=audience.clock,
+                cursor=phase.first_cursor,
+                every_s=PACING_EVERY_S,
+                outcome_wait_s=OUTCOME_WAIT_S,
+                until=until,
+            )
+
+    async def kill() -> None:
+        for number, name in enumerate(KILLED, start=1):
+            due = number * REQUESTS / (len(KILLED) + 1)
+            while answered() < due:
+                if until.is_set():
+                    return
+                await asyncio.sleep(POLL_S)
+            restarts = suite.restarts[name]
+            suite.kill(name)
+            await _restarted(suite, name, restarts)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(pace())
+        if chaos:
+            tasks.create_task(kill())
+        try:
+            yield
+        finally:
+            until.set()
+
+
+async def _restarted(suite: Suite, name: str, restarts: int) -> None:
+    while True:
+        if suite.restarts[name] > restarts:
+            return await suite.wait_ready(name)
+        await asyncio.sleep(POLL_S)
+
+
+async def _last_publication(
+    training: training_pb2_grpc.TrainingServiceAsyncStub,
+    canary: grpc.aio.Channel,
+    learning: asyncio.Task[training_pb2.TrainingRun],
+) -> list[training_pb2.Policy]:
+    """Wait until the trainer has come to the end of the log and the canary serves what it published last.
+
+    Raises:
+        TrainingRunError: The run failed.
+    """
+    generator = generation_pb2_grpc.GenerationServiceStub(canary)
+    give_up = time.monotonic() + LEARN_WAIT_S
+    while True:
+        if learning.done():
+            learning.result()
+        listed = await training.ListPolicies(
+            training_pb2.ListPoliciesRequest(page_size=1000), timeout=RPC_TIMEOUT_S, wait_for_ready=True
+        )
+        published = [policy for policy in listed.policies if policy.policy.policy_id.startswith("online-")][::-1]
+        latest = max((policy.metrics["lists"] for policy in published), default=0.0)
+        # The last lists may be fewer than a publication takes, and a refused policy publishes nothing.
+        if latest > REQUESTS - 2 * PUBLISH_LISTS or time.monotonic() > give_up:
+            status = await generator.GetEngineStatus(
+                generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S, wait_for_ready=True
+            )
+            current = next((p for p in listed.policies if CANARY in p.channels), None)
+            if current is None or status.policy == current.policy or time.monotonic() > give_up + LEARN_WAIT_S:
+                return published
+        await asyncio.sleep(POLL_S)
+
+
+async def _cancel_leftovers(training: training_pb2_grpc.TrainingServiceAsyncStub, address: str) -> None:
+    """Cancel online runs of an interrupted demo; the trainer carries out one run at a time."""
+    for run in await train.list_runs(address, 100):
+        if run.state not in train.ENDED:
+            await training.CancelTrainingRun(
+                training_pb2.CancelTrainingRunRequest(run_id=run.run_id), timeout=RPC_TIMEOUT_S
+            )
+
+
+async def _ended(training: training_pb2_grpc.TrainingServiceAsyncStub) -> training_pb2.TrainingRun:
+    """Wait for the end of the run that was just cancelled."""
+    while True:
+        runs = await training.ListTrainingRuns(
+            training_pb2.ListTrainingRunsRequest(page_size=1), timeout=RPC_TIMEOUT_S, wait_for_ready=True
+        )
+        if runs.training_runs[0].state in train.ENDED:
+            run_id = runs.training_runs[0].run_id
+            return (
+                await training.GetTrainingRun(training_pb2.GetTrainingRunRequest(run_id=run_id), timeout=RPC_TIMEOUT_S)
+            ).training_run
+        await asyncio.sleep(POLL_S)
+
+
+async def _set_bids(channel: grpc.aio.Channel, bids: Mapping[str, int]) -> None:
+    stub = sid_pb2_grpc.SidServiceStub(channel)
+    left = iter(bids.items())
+
+    async def change() -> None:
+        for ad_id, bid in left:
+            await stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id=ad_id, bid_micros=bid), timeout=RPC_TIMEOUT_S)
+
+    await asyncio.gather(*(change() for _ in range(BIDS_AT_ONCE)))
