@@ -10,12 +10,12 @@ import pickle
 import sys
 from pathlib import Path
 
-from gr4ad_tools.demo import phases
+from gr4ad_tools.demo import online, phases
 from gr4ad_tools.demo.run import DemoOptions, run_demo
 from rich.console import Console
 
 data, out, result = (Path(argument) for argument in sys.argv[1:])
-phases.SWAP_EVERY_S = 0.8
-phases.PROBES = 4
+phases.SWAPS, phases.PROBES = 4, 4
+online.REQUESTS, online.PUBLISH_LISTS = 384, 64
 options = DemoOptions(data, out, seed=3, preset="tiny", command="gr4ad demo")
 result.write_bytes(pickle.dumps(asyncio.run(run_demo(options, Console()))))

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from gr4ad_core.learning.data_folder import read_interactions
-from gr4ad_tools.demo import phases
 from gr4ad_tools.demo.record import Record
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
 from gr4ad_tools.leave_one_out import leave_one_out
@@ -21,6 +20,7 @@ from gr4ad_tools.otlp_receiver import Span
 from gr4ad_tools.simulate import Market
 from rich.console import Console
 
+ARMS = ("stable", "canary")
 pytestmark = pytest.mark.timeout(300)
 # summary.json's figures, as readers of it know them.
 FIGURES = {
@@ -34,6 +34,8 @@ FIGURES = {
     *("insert_ms_p99", "pause_ms_p99", "dead_ads_returned"),
     *("qps", "p50_ms", "p99_ms", "failed_requests"),
     *("lists_served", "lists_logged", "lists_dropped", "demo_seconds"),
+    *("events_accepted", "events_stored", "events_duplicate", "events_lost", "lists_unjoined"),
+    *("policy_swaps", "swap_failed_requests", "stable_rpm", "canary_rpm", "canary_rpm_lift"),
 }
 
 
@@ -78,7 +80,8 @@ def test_no_request_fails_and_no_dead_ad_is_returned_while_policies_and_ads_chan
     assert value(document, "failed_requests") == 0
     assert value(document, "dead_ads_returned") == 0
     assert value(document, "never_generated") == 0
-    assert value(document, "policy_swaps") == 1 + phases.SWAPS
+    assert value(document, "policy_swaps") == len(record.swap_times) == 4
+    assert value(document, "swap_failed_requests") == 0
     assert len({answer.policy_id for answer in record.traffic.answers}) == 2
 
 
@@ -97,6 +100,37 @@ def test_the_trainer_was_given_nothing_from_the_last_but_one_chosen_event_on(
     given = read_interactions(out / "training")
     assert given.items.tolist() == split.train.items.tolist()
     assert len(given.items) < len(split.interactions.items)
+
+
+def test_every_outcome_is_in_the_log_once(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:
+    document, record, _, _ = demo
+    assert value(document, "events_accepted") > 384
+    assert value(document, "events_stored") == value(document, "events_accepted")
+    assert value(document, "events_lost") == 0
+    assert value(document, "online_failed") == 0
+    assert {shown.channel for shown in record.online.traffic.shown} == {"stable", "canary"}
+
+
+def test_the_canary_serves_what_was_learned_online(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:
+    document, record, _, _ = demo
+    assert value(document, "online_published") == len(record.online.publications) >= 3
+    assert value(document, "online_lists") <= value(document, "stable_lists") + value(document, "canary_lists") == 384
+    first = record.online.traffic.shown[0].policy_id
+    served = {channel: {s.policy_id for s in record.online.traffic.shown if s.channel == channel} for channel in ARMS}
+    assert served["stable"] == {first}
+    assert served["canary"] <= {first, *(policy.policy.policy_id for policy in record.online.publications)}
+
+
+def test_one_trace_leads_from_an_outcome_to_the_swap(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:
+    _, record, _, _ = demo
+    names = [span.name for span in record.learning_trace]
+    for name in ("report outcomes", "learn from lists", "publish policy", "swap policy"):
+        assert name in names, names
+    assert edges(record.learning_trace) >= {
+        ("caller", "reward_logger"),
+        ("reward_logger", "rspo_trainer"),
+        ("rspo_trainer", "ad_generator"),
+    }
 
 
 def test_one_trace_spans_caller_generator_and_reward_log(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:

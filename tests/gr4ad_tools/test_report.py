@@ -8,10 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gr4ad.training.v1 import training_pb2
+from gr4ad_tools.demo.online import OnlinePhase
 from gr4ad_tools.demo.record import GeneratedFor, Record
-from gr4ad_tools.demo.report import format_value, write_report
+from gr4ad_tools.demo.report import format_value, revenue_bands, write_report
 from gr4ad_tools.figures import Figure, document
 from gr4ad_tools.live_index import LiveIndexDelays
+from gr4ad_tools.online_traffic import OnlineTraffic, Shown
 from gr4ad_tools.otlp_receiver import Span
 from gr4ad_tools.traffic import Answer, Traffic
 
@@ -28,6 +31,11 @@ def record() -> Record:
         "col": Figure(0.0),
         "util": Figure(0.001),
         "p99_ms": Figure(61.4, "ms", 9, 3.0, 70.0),
+        **{
+            f"{channel}_rpm{end}": Figure(4.0 + place)
+            for channel in ("stable", "canary")
+            for place, end in enumerate(("", "_ci_low", "_ci_high"))
+        },
     }
     spans = [
         Span("t", "1", "", "ask for ads", "caller", 0, 30_000_000),
@@ -54,6 +62,29 @@ def record() -> Record:
                 [("a", "lamp", (0, 1, 2), -1.5, 2_500_000)],
             )
         ],
+        online=OnlinePhase(
+            traffic=OnlineTraffic(
+                start=100.0,
+                seconds=8.0,
+                shown=[
+                    Shown(channel, f"user-{n}", 100.0 + n, 9.0, "p", 10, 1, 1_000_000 * n)
+                    for channel in ("stable", "canary")
+                    for n in range(9)
+                ],
+            ),
+            publications=[
+                training_pb2.Policy(metrics={"lists": 64.0, "drift": 0.1}),
+                training_pb2.Policy(
+                    metrics={
+                        "lists": 128.0,
+                        "drift": 0.2,
+                        "calibration": 1.1,
+                        "held_out_recall@10": 0.4,
+                        "start_recall@10": 0.5,
+                    }
+                ),
+            ],
+        ),
         figures=figures,
     )
 
@@ -68,7 +99,10 @@ def test_the_report_is_whole_and_stands_alone(record: Record, tmp_path: Path) ->
     assert not re.findall(r"""(?:src|href)=["'](?!#|data:)[^"']+""", text)
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
-    assert text.count("<svg") == 7
+    assert text.count("<svg") == 9
+    assert "stable 4.0 (5.0 to 6.0) · canary 4.0 (5.0 to 6.0)" in text
+    assert "was published 2 times" in text
+    assert "no bids" not in text
     for name in record.figures:
         assert f"<td>{name}</td>" in text
     assert "0-1-2 · log p -1.50 · eCPM 2.50" in text
@@ -80,13 +114,27 @@ def test_revenue_is_drawn_where_a_market_judged_it(record: Record, tmp_path: Pat
     path = tmp_path / "report.html"
     write_report(path, record, document(record.figures, "gr4ad demo", 3))
     assert "<h2>Revenue</h2>" not in path.read_text()
-    names = ("random_rpm", "popularity_bid_rpm", "vsl_rpm", "oracle_rpm")
+    names = ("random_rpm", "popularity_bid_rpm", "vsl_rpm", "rspo_rpm", "oracle_rpm")
     record.figures |= {name: Figure(float(place), "", 1000) for place, name in enumerate(names)}
+    record.figures |= {f"rspo_lift_{end}": Figure(5.0) for end in ("pct", "ci_low", "ci_high")}
+    record.bids_made_up = True
     write_report(path, record, document(record.figures, "gr4ad demo", 3))
     text = path.read_text()
     assert "<h2>Revenue</h2>" in text
     assert "1,000 fixed requests" in text
-    assert text.count("<svg") == 8
+    assert text.count("<svg") == 10
+    assert "RSPO over VSL: +5.0 % (+5.0 to +5.0)." in text
+    assert "The folder has no bids" in text
+
+
+def test_revenue_over_time_is_that_of_each_part_and_arm(record: Record) -> None:
+    moments, bands = revenue_bands(record.online.traffic, parts=4)
+    assert moments.tolist() == [1.0, 3.0, 5.0, 7.0]
+    value, low, high = bands["stable"]
+    # Answers at seconds 0 to 2, 3 and 4, 5 and 6, 7 and 8; second n earned n units with 10 impressions.
+    np.testing.assert_allclose(value, [100.0, 350.0, 550.0, 750.0])
+    assert (low <= value).all()
+    assert (high >= value).all()
 
 
 def test_the_waterfall_puts_children_under_their_parents_in_time(record: Record, tmp_path: Path) -> None:
