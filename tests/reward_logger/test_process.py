@@ -96,7 +96,7 @@ async def test_killed_between_retries_it_loses_and_doubles_nothing(
         service.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(service.wait(), 5) == 0
     assert summary == reward_pb2.GetRewardSummaryResponse(
-        served_lists=total, impressions=total, clicks=total, revenue_micros=3 * total
+        served_lists=total, impressions=total, clicks=total, revenue_micros=3 * total, last_cursor=total
     )
     assert sorted(r.served_list.request_id for r in read) == sorted(f"request-{n}" for n in range(total))
     assert all([(o.ad_id, o.impression_count, o.click_count) for o in r.outcomes] == [("a", 1, 1)] for r in read)
