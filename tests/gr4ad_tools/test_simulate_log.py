@@ -162,7 +162,7 @@ def test_every_live_ad_can_be_shown() -> None:
 
 def test_budgets_hold_and_pacing_pauses_and_resumes() -> None:
     made = Market("tiny", 2, budget_share=0.3)
-    spend = np.zeros(len(made._money._budget_G))
+    spend = np.zeros(len(made._money.budget_G))
     rng = np.random.default_rng(0)
     states = []
     for step in range(48):
@@ -178,7 +178,7 @@ def test_budgets_hold_and_pacing_pauses_and_resumes() -> None:
     assert (changes == 1).any(), "some campaign was paused"
     assert (changes == -1).any(), "and some resumed within the day"
     # A budget is overspent by no more than what comes in between two looks at it, and late reports.
-    assert (spend <= made._money._budget_G + 25 * made._ads.bid_micros_N.max()).all()
+    assert (spend <= made._money.budget_G + 25 * made._ads.bid_micros_N.max()).all()
     assert not made._money.paused(made.start + DAY_S + 1.0).all()
 
 

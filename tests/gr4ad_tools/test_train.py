@@ -33,6 +33,7 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
         requests: Requests to create a run.
         cancelled: Runs that were cancelled.
         outages: Calls to refuse as unavailable.
+        channels: Channels that the one policy is current in.
     """
 
     def __init__(self, *states: training_pb2.TrainingRunState.ValueType) -> None:
@@ -41,6 +42,7 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
         self.cancelled: list[str] = []
         self.activated: list[tuple[str, str]] = []
         self.outages = 0
+        self.channels = ["canary", "stable"]
 
     def run(self) -> training_pb2.TrainingRun:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -89,7 +91,7 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
     ) -> training_pb2.ListPoliciesResponse:
         ref = type_pb2.PolicyRef(policy_id="policy-1", codebook_id="codebook-1")
         return training_pb2.ListPoliciesResponse(
-            policies=[training_pb2.Policy(policy=ref, channels=["canary", "stable"])]
+            policies=[training_pb2.Policy(policy=ref, channels=self.channels)]
         )
 
     async def ActivatePolicy(
@@ -233,7 +235,6 @@ def test_the_train_command_shows_the_policy_and_its_metrics(tmp_path: Path, monk
     [
         ([], "--data, --log-cursor, --online: give one of them, or --list"),
         (["--data", ".", "--log-cursor", "0"], "--data, --log-cursor, --online: give one of them, or --list"),
-        (["--online"], "channel stable has no policy to start from: train one first, or name one with --start"),
         (["--log-cursor", "0", "--preset", "huge"], "preset: 'huge': choose another"),
         (["--log-cursor", "0"], "run-1 failed: data_folder: nowhere"),
     ],
@@ -252,6 +253,17 @@ def test_an_online_run_starts_from_the_named_policy_at_the_cursor() -> None:
         CliRunner().invoke(app, ["train", *arguments, "--address", address])
     assert double.requests[0].online == training_pb2.OnlineSource(policy_id="policy-7", cursor=5, publish_lists=9)
     assert double.requests[0].channel == "canary"
+
+
+def test_an_online_run_starts_from_the_stable_policy_if_there_is_one() -> None:
+    double = TrainerDouble(FAILED)
+    with serving_beside(double) as address:
+        CliRunner().invoke(app, ["train", "--online", "--address", address])
+        double.channels = ["canary"]
+        refused = CliRunner().invoke(app, ["train", "--online", "--address", address])
+    assert [request.online for request in double.requests] == [training_pb2.OnlineSource(policy_id="policy-1")]
+    assert refused.exit_code == 1
+    assert "channel stable has no policy to start from: train one first, or name one with --start" in refused.output
 
 
 async def test_ctrl_c_cancels_the_run() -> None:

@@ -184,7 +184,7 @@ async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSumma
 def event_figures(
     tracker: Tracker, before: reward_pb2.GetRewardSummaryResponse, after: reward_pb2.GetRewardSummaryResponse
 ) -> dict[str, Figure]:
-    """Return what became of the events that the log acknowledged: one counted twice would be lost less than never."""
+    """Return what became of the events that the log acknowledged; `events_lost` is negative if some count twice."""
 
     def events(summary: reward_pb2.GetRewardSummaryResponse) -> int:
         return summary.impressions + summary.clicks + summary.conversions
