@@ -46,7 +46,7 @@ class Counts:
     held_out_lists: int = 0
     """Shown lists of held-out users."""
     published: int = 0
-    """Policies published."""
+    """Policies published; in a policy's own metrics, those before it."""
     refused: int = 0
     """Policies that the gate refused."""
 

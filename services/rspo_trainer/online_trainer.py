@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from gr4ad.reward.v1 import reward_pb2
@@ -75,32 +76,31 @@ class OnlineTrainer:
             CheckpointError: The policy or the state is not what it should be.
             DivergedError: The loss is not finite.
         """
-        request = job.run.request
-        publish_lists = request.online.publish_lists or self._settings.publish_lists
-        session = await self._open(job)
-        catalogue_read = state_kept = time.monotonic()
-        due, traces = session.counts.lists + publish_lists, _Traces()
+        publish_lists = job.run.request.online.publish_lists or self._settings.publish_lists
+        session, traces = await self._open(job), _Traces()
+        published, kept, catalogue_read = _Mark.at(session), _Mark.at(session), time.monotonic()
         async with open_channel(self._settings.reward_logger_address) as channel:
             stream = RewardStream(channel, session.cursor, self._settings)
             while not job.stop.is_set():
                 lists = await stream.read(min(ROUND_LISTS, publish_lists), ROUND_WAIT_S)
-                if not lists:
-                    continue
-                traces.add(lists)
-                await self._thread.run(partial(session.learn, lists, stream.cursor), job.stop)
-                _learned.add(len(lists))
-                self._note(job, session)
-                if session.counts.lists >= due:
-                    due = session.counts.lists + publish_lists
+                if lists:
+                    traces.add(lists)
+                    await self._thread.run(partial(session.learn, lists, stream.cursor), job.stop)
+                    _learned.add(len(lists))
+                    self._note(job, session)
+                long_ago = published.age_s > self._settings.publish_seconds
+                if session.steps > published.steps and (
+                    session.counts.lists >= published.lists + publish_lists or long_ago
+                ):
                     if time.monotonic() - catalogue_read > CATALOGUE_S:
                         session.know(await catalogue_of(self._settings))
                         catalogue_read = time.monotonic()
                     with traces.span(job):
                         await self._publish_if_fit(job, session)
-                    state_kept = time.monotonic()
-                elif time.monotonic() - state_kept > STATE_S:
+                    published = kept = _Mark.at(session)
+                elif session.counts.lists > kept.lists and kept.age_s > STATE_S:
                     await self._keep_state(job, session)
-                    state_kept = time.monotonic()
+                    kept = _Mark.at(session)
         await self._keep_state(job, session)
         raise TrainingStoppedError(job.progress.step, job.progress.total_steps)
 
@@ -131,9 +131,7 @@ class OnlineTrainer:
             log.warning("policy not published", run_id=job.run.run_id, reasons=report.refusals)
             await self._keep_state(job, session)
             return
-        session.counts.published += 1
         policy = await self._thread.run(lambda: session.write_policy(_metrics(session, report.metrics)), job.stop)
-        job.progress = job.progress.with_metrics(policy.metrics)
         attributes = {semconv.POLICY_ID: policy.policy_id, semconv.POLICY_CHANNEL: job.run.request.channel}
         with _tracer.start_as_current_span(semconv.SPAN_PUBLISH_POLICY, attributes=attributes):
             traceparent = current_traceparent()
@@ -141,6 +139,8 @@ class OnlineTrainer:
         if not published:
             job.stop.set()
             return
+        session.counts.published += 1
+        job.progress = job.progress.with_metrics(_metrics(session, report.metrics))
         _published.add(1)
         log.info("policy published", run_id=job.run.run_id, policy_id=policy.policy_id, **report.metrics)
         await self._keep_state(job, session)
@@ -168,6 +168,25 @@ class OnlineTrainer:
             cursor=session.cursor,
             metrics=_metrics(session, job.progress.metrics | means),
         )
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """Where an online run was at some moment: steps done, lists read, and when."""
+
+    steps: int
+    lists: int
+    time_s: float
+
+    @classmethod
+    def at(cls, session: OnlineSession) -> _Mark:
+        """Mark where a run is now."""
+        return cls(session.steps, session.counts.lists, time.monotonic())
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since then."""
+        return time.monotonic() - self.time_s
 
 
 class _Traces:

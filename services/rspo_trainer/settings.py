@@ -32,6 +32,12 @@ class RspoTrainerSettings(ServiceSettings):
     publish_lists: int = Field(
         default=20_000, ge=1, description="Lists between two publications of an online run that says none."
     )
+    publish_seconds: float = Field(
+        default=300.0,
+        gt=0.0,
+        le=86_400.0,
+        description="Time after which an online run that has learned publishes, however few lists there were.",
+    )
     dependency_wait_seconds: float = Field(
         default=60.0, ge=0.0, le=3600.0, description="How long a run waits for a service it reads from to come back."
     )

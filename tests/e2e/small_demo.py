@@ -16,6 +16,6 @@ from rich.console import Console
 
 data, out, result = (Path(argument) for argument in sys.argv[1:])
 phases.SWAPS, phases.PROBES = 4, 4
-online.REQUESTS, online.PUBLISH_LISTS = 384, 64
+online.REQUESTS, online.PUBLISH_LISTS = 2048, 256
 options = DemoOptions(data, out, seed=3, preset="tiny", command="gr4ad demo")
 result.write_bytes(pickle.dumps(asyncio.run(run_demo(options, Console()))))

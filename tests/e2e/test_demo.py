@@ -104,7 +104,7 @@ def test_the_trainer_was_given_nothing_from_the_last_but_one_chosen_event_on(
 
 def test_every_outcome_is_in_the_log_once(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:
     document, record, _, _ = demo
-    assert value(document, "events_accepted") > 384
+    assert value(document, "events_accepted") > 2048
     assert value(document, "events_stored") == value(document, "events_accepted")
     assert value(document, "events_lost") == 0
     assert value(document, "online_failed") == 0
@@ -113,8 +113,9 @@ def test_every_outcome_is_in_the_log_once(demo: tuple[dict[str, Any], Record, Pa
 
 def test_the_canary_serves_what_was_learned_online(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:
     document, record, _, _ = demo
-    assert value(document, "online_published") == len(record.online.publications) >= 3
-    assert value(document, "online_lists") <= value(document, "stable_lists") + value(document, "canary_lists") == 384
+    assert value(document, "online_published") == len(record.online.publications) >= 2
+    assert value(document, "online_lists") == value(document, "stable_lists") + value(document, "canary_lists") == 2048
+    assert all(policy.metrics["drift"] > 0.0 for policy in record.online.publications)
     first = record.online.traffic.shown[0].policy_id
     served = {channel: {s.policy_id for s in record.online.traffic.shown if s.channel == channel} for channel in ARMS}
     assert served["stable"] == {first}

@@ -90,9 +90,7 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
         self, request: training_pb2.ListPoliciesRequest, context: grpc.aio.ServicerContext
     ) -> training_pb2.ListPoliciesResponse:
         ref = type_pb2.PolicyRef(policy_id="policy-1", codebook_id="codebook-1")
-        return training_pb2.ListPoliciesResponse(
-            policies=[training_pb2.Policy(policy=ref, channels=self.channels)]
-        )
+        return training_pb2.ListPoliciesResponse(policies=[training_pb2.Policy(policy=ref, channels=self.channels)])
 
     async def ActivatePolicy(
         self, request: training_pb2.ActivatePolicyRequest, context: grpc.aio.ServicerContext

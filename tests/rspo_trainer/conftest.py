@@ -129,7 +129,15 @@ def sids() -> SidStandIn:
 
 
 @pytest.fixture
-async def settings(database_url: str, artifact_store_url: str, sids: SidStandIn) -> AsyncIterator[RspoTrainerSettings]:
+def other_settings() -> dict[str, float]:
+    """Settings that a test wants other than they are; it parametrises this fixture."""
+    return {}
+
+
+@pytest.fixture
+async def settings(
+    database_url: str, artifact_store_url: str, sids: SidStandIn, other_settings: dict[str, float]
+) -> AsyncIterator[RspoTrainerSettings]:
     """Settings of a trainer whose neighbours are running."""
     async with AsyncExitStack() as stack:
 
@@ -152,6 +160,7 @@ async def settings(database_url: str, artifact_store_url: str, sids: SidStandIn)
             watch_heartbeat_seconds=0.3,
             dependency_wait_seconds=10.0,
             outcome_wait_seconds=0.0,
+            **other_settings,
         )
 
 

@@ -72,10 +72,10 @@ async def serve_lists(rewards: reward_pb2_grpc.RewardServiceAsyncStub, numbers: 
     await rewards.BatchCreateServedLists(reward_pb2.BatchCreateServedListsRequest(served_lists=lists))
 
 
-async def start(trainer: Trainer, **values: object) -> training_pb2.TrainingRun:
+async def start(trainer: Trainer, publish_lists: int = PUBLISH_LISTS, **values: object) -> training_pb2.TrainingRun:
     """Train a policy, and create an online run that starts from it."""
     policy = (await trainer.end_of((await trainer.create("first", epochs=1)).run_id)).policy
-    source = training_pb2.OnlineSource(policy_id=policy.policy_id, publish_lists=PUBLISH_LISTS)
+    source = training_pb2.OnlineSource(policy_id=policy.policy_id, publish_lists=publish_lists)
     return await trainer.create("online", online=source, preset="", channel="canary", **values)
 
 
@@ -144,6 +144,20 @@ async def test_a_new_process_goes_on_at_the_cursor_and_learns_nothing_twice(
     async with database.session() as session:
         row = await session.get_one(TrainingRunRow, run.run_id)
     assert (row.state, row.crashes, row.cursor) == (CANCELLED, 0, 300)
+
+
+@pytest.mark.parametrize("other_settings", [{"publish_seconds": 0.5}])
+async def test_few_lists_are_published_too_once_the_time_has_come(trainer: Trainer) -> None:
+    run = await start(trainer, publish_lists=10_000)
+    await serve_lists(trainer.rewards, range(100))
+    first = await canary(trainer)
+    assert 0 < first.policy.metrics["lists"] <= 100
+    await trainer.until(run.run_id, reached(100))
+    # What has not changed since is not published again.
+    published = (await trainer.until(run.run_id, lambda seen: seen.metrics["lists"] >= 100)).metrics["published"]
+    await asyncio.sleep(1.5)
+    await trainer.stub.CancelTrainingRun(training_pb2.CancelTrainingRunRequest(run_id=run.run_id))
+    assert (await trainer.end_of(run.run_id)).metrics["published"] <= published + 1
 
 
 async def test_only_the_latest_state_is_kept(trainer: Trainer) -> None:

@@ -38,9 +38,12 @@ PAGE_SIZE = 5
 CANARY_PERCENT = 50
 OUTCOME_WAIT_S = 2.0
 PACING_EVERY_S = 2.0
-LEARN_WAIT_S = 60.0
+PUBLISH_S = 10.0
+"""Time after which the trainer publishes what it has learned from fewer lists."""
+LEARN_WAIT_S = 180.0
+SWAP_WAIT_S = 60.0
 RPC_TIMEOUT_S = 10.0
-POLL_S = 0.2
+POLL_S = 0.1
 BIDS_AT_ONCE = 32
 GENERATORS = {STABLE: "ad_generator", CANARY: "ad_generator_canary"}
 KILLED = ("reward_logger", "rspo_trainer", "sid_assigner", GENERATORS[CANARY], GENERATORS[STABLE])
@@ -137,7 +140,13 @@ async def learn_online(
     phase = OnlinePhase(first_cursor=(await reward_summary(channels["reward_logger"])).last_cursor)
     source = training_pb2.OnlineSource(policy_id=policy_id, cursor=phase.first_cursor, publish_lists=PUBLISH_LISTS)
     learning = asyncio.create_task(
-        train.train_and_wait(trainer, online=source, channel=CANARY, request_id=f"{run_id}-online")
+        train.train_and_wait(
+            trainer,
+            online=source,
+            channel=CANARY,
+            request_id=f"{run_id}-online",
+            progress=lambda run: setattr(phase, "run", run),
+        )
     )
     answered = 0
 
@@ -160,18 +169,37 @@ async def learn_online(
                 on_answer=count,
             )
             await tracker.drain()
-        on_progress(1.0, "waiting for the last publication")
-        phase.publications = await _last_publication(training, channels[GENERATORS[CANARY]], learning)
+        on_progress(1.0, "learning from the last lists")
+        await _learned_to_the_end(channels["reward_logger"], phase, learning)
     finally:
         learning.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await learning
-    phase.run = await _ended(training)
+    phase.run = await _ended(training, phase.run.run_id)
+    phase.publications = await _publications(training, phase.run)
+    if phase.publications:
+        await until_served(channels[GENERATORS[CANARY]], phase.publications[-1].policy.policy_id)
     phase.trace_id = tracker.trace_id
     phase.restarts = suite.restarts
     log = await read_arms(traced, phase.first_cursor)
     phase.figures = {**arm_figures(log, STABLE, CANARY, seed), **_phase_figures(phase)}
     return phase
+
+
+async def until_served(channel: grpc.aio.Channel, policy_id: str) -> None:
+    """Wait until a generator serves a policy.
+
+    Raises:
+        TimeoutError: It does not in time.
+    """
+    stub = generation_pb2_grpc.GenerationServiceStub(channel)
+    request = generation_pb2.GetEngineStatusRequest()
+    async with asyncio.timeout(SWAP_WAIT_S):
+        while True:
+            status = await stub.GetEngineStatus(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
+            if status.policy.policy_id == policy_id:
+                return
+            await asyncio.sleep(POLL_S)
 
 
 async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSummaryResponse:
@@ -209,7 +237,7 @@ def _phase_figures(phase: OnlinePhase) -> dict[str, Figure]:
         "online_retries": Figure(traffic.retries.total(), "calls", answered),
         "online_steps": Figure(phase.run.step, "steps"),
         "online_lists": Figure(metrics.get("lists", 0.0), "lists"),
-        "online_published": Figure(metrics.get("published", 0.0), "policies"),
+        "online_published": Figure(len(phase.publications), "policies"),
         "online_refused": Figure(metrics.get("refused", 0.0), "policies"),
         "ads_paced": Figure(phase.pacing.paused, "pauses"),
         "service_restarts": Figure(sum(phase.restarts.values()), "restarts"),
@@ -270,35 +298,31 @@ async def _restarted(suite: Suite, name: str, restarts: int) -> None:
         await asyncio.sleep(POLL_S)
 
 
-async def _last_publication(
-    training: training_pb2_grpc.TrainingServiceAsyncStub,
-    canary: grpc.aio.Channel,
-    learning: asyncio.Task[training_pb2.TrainingRun],
-) -> list[training_pb2.Policy]:
-    """Wait until the trainer has come to the end of the log and the canary serves what it published last.
+async def _learned_to_the_end(
+    rewards: grpc.aio.Channel, phase: OnlinePhase, learning: asyncio.Task[training_pb2.TrainingRun]
+) -> None:
+    """Wait until the run has kept all that the log teaches: it is published then, or the gate has refused it.
 
     Raises:
         TrainingRunError: The run failed.
     """
-    generator = generation_pb2_grpc.GenerationServiceStub(canary)
+    last_cursor = (await reward_summary(rewards)).last_cursor
     give_up = time.monotonic() + LEARN_WAIT_S
-    while True:
+    while phase.run.cursor < last_cursor and time.monotonic() < give_up:
         if learning.done():
             learning.result()
-        listed = await training.ListPolicies(
-            training_pb2.ListPoliciesRequest(page_size=1000), timeout=RPC_TIMEOUT_S, wait_for_ready=True
-        )
-        published = [policy for policy in listed.policies if policy.policy.policy_id.startswith("online-")][::-1]
-        latest = max((policy.metrics["lists"] for policy in published), default=0.0)
-        # The last lists may be fewer than a publication takes, and a refused policy publishes nothing.
-        if latest > REQUESTS - 2 * PUBLISH_LISTS or time.monotonic() > give_up:
-            status = await generator.GetEngineStatus(
-                generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S, wait_for_ready=True
-            )
-            current = next((p for p in listed.policies if CANARY in p.channels), None)
-            if current is None or status.policy == current.policy or time.monotonic() > give_up + LEARN_WAIT_S:
-                return published
         await asyncio.sleep(POLL_S)
+
+
+async def _publications(
+    training: training_pb2_grpc.TrainingServiceAsyncStub, run: training_pb2.TrainingRun
+) -> list[training_pb2.Policy]:
+    """Return the policies published since a run was created, in order."""
+    listed = await training.ListPolicies(
+        training_pb2.ListPoliciesRequest(page_size=1000), timeout=RPC_TIMEOUT_S, wait_for_ready=True
+    )
+    since = run.create_time.ToNanoseconds()
+    return [policy for policy in listed.policies if policy.create_time.ToNanoseconds() >= since][::-1]
 
 
 async def _cancel_leftovers(training: training_pb2_grpc.TrainingServiceAsyncStub, address: str) -> None:
@@ -310,17 +334,13 @@ async def _cancel_leftovers(training: training_pb2_grpc.TrainingServiceAsyncStub
             )
 
 
-async def _ended(training: training_pb2_grpc.TrainingServiceAsyncStub) -> training_pb2.TrainingRun:
-    """Wait for the end of the run that was just cancelled."""
+async def _ended(training: training_pb2_grpc.TrainingServiceAsyncStub, run_id: str) -> training_pb2.TrainingRun:
+    """Wait for the end of a run that was cancelled."""
+    request = training_pb2.GetTrainingRunRequest(run_id=run_id)
     while True:
-        runs = await training.ListTrainingRuns(
-            training_pb2.ListTrainingRunsRequest(page_size=1), timeout=RPC_TIMEOUT_S, wait_for_ready=True
-        )
-        if runs.training_runs[0].state in train.ENDED:
-            run_id = runs.training_runs[0].run_id
-            return (
-                await training.GetTrainingRun(training_pb2.GetTrainingRunRequest(run_id=run_id), timeout=RPC_TIMEOUT_S)
-            ).training_run
+        answer = await training.GetTrainingRun(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
+        if answer.training_run.state in train.ENDED:
+            return answer.training_run
         await asyncio.sleep(POLL_S)
 
 

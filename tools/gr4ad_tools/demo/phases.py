@@ -37,7 +37,6 @@ from gr4ad_tools.traffic import Traffic, run_users
 
 USERS = 16
 SERVED_BETWEEN_SWAPS_S = 0.5
-SWAP_WAIT_S = 30.0
 CANDIDATES = 20
 PAGE_SIZE = 5
 PROBES = 20
@@ -170,7 +169,6 @@ async def swap_policies(
 ) -> None:
     """Let concurrent users ask while two policies take turns, each once the other serves; fill the record."""
     training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
-    generator = generation_pb2_grpc.GenerationServiceStub(channels["ad_generator"])
     async with _concurrent_users(channels["ad_generator"], contexts, f"{run_id}-users") as record.traffic:
         record.traffic_start = time.monotonic()
         for swap in range(SWAPS):
@@ -179,19 +177,10 @@ async def swap_policies(
             await training.ActivatePolicy(
                 training_pb2.ActivatePolicyRequest(policy_id=wanted, channel="stable"), timeout=RPC_TIMEOUT_S
             )
-            await _until_served(generator, wanted)
+            await online.until_served(channels["ad_generator"], wanted)
             record.swap_times.append(time.monotonic() - record.traffic_start)
             on_progress((swap + 1) / SWAPS)
         await asyncio.sleep(SERVED_BETWEEN_SWAPS_S)
-
-
-async def _until_served(generator: generation_pb2_grpc.GenerationServiceAsyncStub, policy_id: str) -> None:
-    async with asyncio.timeout(SWAP_WAIT_S):
-        while True:
-            status = await generator.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S)
-            if status.policy.policy_id == policy_id:
-                return
-            await asyncio.sleep(0.1)
 
 
 async def change_ads(

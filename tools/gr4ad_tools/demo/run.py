@@ -225,7 +225,12 @@ async def _suite(
         canary=True,
         otlp_endpoint=receiver.endpoint,
         env={"GR4AD_TRACE_SAMPLE_RATIO": SAMPLE_RATIO},
-        service_env={"rspo_trainer": {"GR4AD_OUTCOME_WAIT_SECONDS": str(online.OUTCOME_WAIT_S)}},
+        service_env={
+            "rspo_trainer": {
+                "GR4AD_OUTCOME_WAIT_SECONDS": str(online.OUTCOME_WAIT_S),
+                "GR4AD_PUBLISH_SECONDS": str(online.PUBLISH_S),
+            }
+        },
     )
     async with contextlib.AsyncExitStack() as stack:
         with steps.phase("Start four services and PostgreSQL") as phase:
