@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gr4ad_tools import ab, codebook, data, ingest, measure, reward, train, up
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
-from gr4ad_tools.demo.seeds import run_seeds
+from gr4ad_tools.demo.seeds import SeedFailedError, run_seeds
 from gr4ad_tools.demo.state import OutputFolderError
 from gr4ad_tools.figures import Figure
 
@@ -40,7 +40,8 @@ app.add_typer(ab.app, name="ab", help="Compare the arms of an A/B split.")
 @app.command()
 def demo(
     data_folder: Annotated[
-        Path | None, typer.Option("--data", help="Normalised data folder; a simulated market by default.")
+        Path | None,
+        typer.Option("--data", exists=True, file_okay=False, help="Data folder; a simulated market by default."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the run and its report.")] = Path("out/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
@@ -60,10 +61,10 @@ def demo(
     options = DemoOptions(data_folder, out, seed, preset, command, chaos)
     try:
         if seeds > 1:
-            document = asyncio.run(run_seeds(options, seeds, console))
+            document = run_seeds(options, seeds, console)
         else:
             document, _ = asyncio.run(run_demo(options, console))
-    except (DataError, OutputFolderError, train.TrainingRunError, Gr4adError) as error:
+    except (DataError, OutputFolderError, SeedFailedError, train.TrainingRunError, Gr4adError) as error:
         console.print(f"[red]{error}[/]", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:

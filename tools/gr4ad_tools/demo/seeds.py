@@ -1,7 +1,10 @@
-"""The demo over several seeds: each a whole run of its own, then the mean of every figure."""
+"""The demo over several seeds: each a whole run in a process of its own, then the mean of every figure."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,18 +12,23 @@ from typing import Any
 from rich.console import Console
 
 from gr4ad_tools import figures
-from gr4ad_tools.demo.run import DemoOptions, run_demo
+from gr4ad_tools.demo.run import DemoOptions
 from gr4ad_tools.demo.state import RunState
 
 
-async def run_seeds(options: DemoOptions, seeds: int, console: Console) -> dict[str, Any]:
+class SeedFailedError(Exception):
+    """The demo of one seed did not end well; it has said why."""
+
+
+def run_seeds(options: DemoOptions, seeds: int, console: Console) -> dict[str, Any]:
     """Run the demo for `seeds` seeds, from that of the options on; interrupted, it goes on with the seed it was at.
 
     Returns:
         The summary of all, which is also in `summary.json`; each run's own is in a folder below.
 
     Raises:
-        As `run_demo` does.
+        SeedFailedError: A run did not end well; the others before it are kept.
+        OutputFolderError: The output folder holds something else.
     """
     numbers = range(options.seed, options.seed + seeds)
     parameters = {"seeds": list(numbers), "data": str(options.data or ""), "preset": options.preset}
@@ -30,13 +38,28 @@ async def run_seeds(options: DemoOptions, seeds: int, console: Console) -> dict[
         if name in state.results:
             continue
         console.rule(f"seed {seed}")
-        document, _ = await run_demo(replace(options, out=options.out / name, seed=seed), console)
-        state.done(name, document["figures"])
+        run_seed(replace(options, out=options.out / name, seed=seed))
+        state.done(name, json.loads((options.out / name / "summary.json").read_text())["figures"])
     means = mean_figures([state.results[f"seed-{seed}"] for seed in numbers])
     document = figures.document(means, options.command, options.seed, seeds=list(numbers))
     figures.write_json(options.out / "summary.json", document)
     state.finish()
     return document
+
+
+def run_seed(options: DemoOptions) -> None:
+    """Run the demo in a process of its own: telemetry, once set up, belongs to a process for good.
+
+    Raises:
+        SeedFailedError: It did not end well.
+    """
+    command = [sys.executable, "-m", "gr4ad_tools.cli", "demo", "--out", str(options.out), "--seed", str(options.seed)]
+    command += ["--data", str(options.data)] if options.data else []
+    command += ["--preset", options.preset] if options.preset else []
+    command += ["--chaos"] if options.chaos else []
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise SeedFailedError(f"the demo of seed {options.seed} ended with exit code {done.returncode}")
 
 
 def mean_figures(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, figures.Figure]:
