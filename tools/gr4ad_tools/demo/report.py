@@ -294,7 +294,7 @@ def _waterfall(spans: Sequence[Span]) -> list[dict[str, Any]]:
                     "depth": depth,
                     "left": round(100 * (span.start_ns - start) / total, 3),
                     "width": round(100 * (span.end_ns - span.start_ns) / total, 3),
-                    "duration": f"{(span.end_ns - span.start_ns) / 1e6:.2f} ms",
+                    "duration": _duration(span.end_ns - span.start_ns),
                     "colour": SERVICE_COLOURS[services.index(span.service) % len(SERVICE_COLOURS)],
                 }
             )
@@ -302,6 +302,10 @@ def _waterfall(spans: Sequence[Span]) -> list[dict[str, Any]]:
 
     lay("", 0)
     return rows
+
+
+def _duration(ns: int) -> str:
+    return f"{ns / 1e6:.2f} ms" if ns < 1e9 else f"{ns / 1e9:.2f} s"
 
 
 def _user(user: GeneratedFor) -> dict[str, Any]:
