@@ -20,7 +20,7 @@ STREAM_TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Catalogue:
-    """All ads under the active codebook, paused ones included: they too were chosen by users.
+    """All ads under a codebook, paused ones included: they too were chosen by users.
 
     Attributes:
         codebook_id: The codebook.
@@ -33,8 +33,8 @@ class Catalogue:
     ads: AdTable
 
 
-async def read_catalogue(channel: grpc.aio.Channel) -> Catalogue:
-    """Read the catalogue from the SID assigner.
+async def read_catalogue(channel: grpc.aio.Channel, codebook_id: str = "") -> Catalogue:
+    """Read the catalogue under a codebook, the active one by default, from the SID assigner.
 
     Raises:
         FailedPreconditionError: It has no ads.
@@ -43,8 +43,8 @@ async def read_catalogue(channel: grpc.aio.Channel) -> Catalogue:
     """
     stub = sid_pb2_grpc.SidServiceStub(channel)
     entries: dict[str, sid_pb2.CatalogEntry] = {}
-    codebook_id = ""
-    async for part in stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True), timeout=STREAM_TIMEOUT_S):
+    request = sid_pb2.ReadCatalogRequest(codebook_id=codebook_id, until_current=True)
+    async for part in stub.ReadCatalog(request, timeout=STREAM_TIMEOUT_S):
         codebook_id = part.codebook_id
         entries.update((entry.ad_id, entry) for entry in part.entries)
     if not entries:
@@ -69,8 +69,12 @@ async def read_catalogue(channel: grpc.aio.Channel) -> Catalogue:
     return Catalogue(codebook_id, level_sizes, ads)
 
 
-async def catalogue_of(settings: RspoTrainerSettings) -> Catalogue:
+async def catalogue_of(settings: RspoTrainerSettings, codebook_id: str = "") -> Catalogue:
     """Read the catalogue from the SID assigner that the settings name, which may be away for a while.
+
+    Args:
+        settings: Name the SID assigner.
+        codebook_id: Codebook of the SIDs; empty for the active one.
 
     Raises:
         UnavailableError: It did not come back in time.
@@ -80,7 +84,7 @@ async def catalogue_of(settings: RspoTrainerSettings) -> Catalogue:
     address = settings.sid_assigner_address
     async with open_channel(address) as channel:
         return await read_patiently(
-            lambda: read_catalogue(channel),
+            lambda: read_catalogue(channel, codebook_id),
             service="sid_assigner",
             address=address,
             variable="GR4AD_SID_ASSIGNER_ADDRESS",

@@ -14,7 +14,14 @@ from gr4ad_runtime.log import get_logger
 
 T = TypeVar("T")
 
-AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.RESOURCE_EXHAUSTED})
+AWAY = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
 FIRST_WAIT_S = 0.1
 LONGEST_WAIT_S = 2.0
 

@@ -20,6 +20,7 @@ from gr4ad_core.learning.online import OnlineConfig, OnlineLearner, RewardedCand
 from gr4ad_core.learning.online_state import load_online_state, save_online_state
 from gr4ad_core.learning.presets import training_preset
 from gr4ad_core.learning.publish_gate import GateLimits, GateReport, check
+from gr4ad_core.learning.train_step import DivergedError
 from gr4ad_core.learning.value_label import ChargeRates
 from gr4ad_runtime.artifacts import ArtifactStore
 
@@ -49,6 +50,8 @@ class Counts:
     """Policies published; in a policy's own metrics, those before it."""
     refused: int = 0
     """Policies that the gate refused."""
+    diverged: int = 0
+    """Times that the loss was not finite and learning went back to the last policy that passed."""
 
 
 class OnlineSession:
@@ -57,6 +60,7 @@ class OnlineSession:
     Attributes:
         counts: Of all lists so far.
         cursor: Everything up to it is learned.
+        held_out_after: The held-out lists that a gate measures on come after it.
     """
 
     def __init__(self, artifacts: ArtifactStore, run_id: str, start: Policy, catalogue: Catalogue, device: str) -> None:
@@ -68,6 +72,7 @@ class OnlineSession:
         """
         self.counts = Counts()
         self.cursor = 0
+        self.held_out_after = 0
         self._artifacts = artifacts
         self._run_id = run_id
         with tempfile.TemporaryDirectory(prefix="gr4ad-start-") as scratch:
@@ -80,41 +85,58 @@ class OnlineSession:
             {name: tuple(rates) for name, rates in self._manifest.training_config.get("charge_rates", {}).items()}
         )
         self._learner = OnlineLearner(copy.deepcopy(self._start), OnlineConfig(vsl=vsl))
-        self._passed = copy.deepcopy(self._start.state_dict())
-        self._held_out: deque[RewardedCandidates] = deque(maxlen=HELD_OUT_LISTS)
+        self._held_out: deque[tuple[int, RewardedCandidates]] = deque(
+            maxlen=HELD_OUT_LISTS
+        )  # with their place in the log
+        self._limits = GateLimits()
         self._totals_before: dict[str, float] = {}
         self.know(catalogue)
+
+    @property
+    def codebook_id(self) -> str:
+        """Codebook of the policy."""
+        return self._manifest.codebook_id
 
     @property
     def steps(self) -> int:
         """Optimiser steps done."""
         return self._learner.steps
 
+    @property
+    def measurable(self) -> bool:
+        """Whether there are held-out lists enough for a gate."""
+        return len(self._held_out) >= self._limits.least_lists
+
     def know(self, catalogue: Catalogue) -> None:
-        """Use a newer reading of the catalogue."""
+        """Use a newer reading of the catalogue, of the same codebook."""
         self._catalogue = catalogue
         self._translator = ListTranslator(catalogue.ads, self._rates)
 
     def learn(self, lists: Sequence[reward_pb2.RewardedList], cursor: int) -> None:
-        """Learn from the lists up to a cursor.
-
-        Raises:
-            DivergedError: The loss is not finite.
-        """
-        learned = []
-        for rewarded in lists:
-            candidates = self._translator.translate(rewarded)
-            if candidates is None:
-                continue
-            if is_held_out(rewarded.served_list):
-                self._held_out.append(candidates)
-                self.counts.held_out_lists += 1
-            else:
-                learned.append(candidates)
-        self._learner.learn(learned)
+        """Learn from the lists up to a cursor. Where the loss is not finite, go back to the last policy that passed."""
+        self.counts.held_out_lists += self.gather_held_out(lists, cursor)
+        translated = [
+            self._translator.translate(rewarded) for rewarded in lists if not is_held_out(rewarded.served_list)
+        ]
+        learned = [candidates for candidates in translated if candidates is not None]
+        try:
+            self._learner.learn(learned)
+        except DivergedError:
+            self._learner.go_back()
+            self.counts.diverged += 1
         self.counts.lists += len(lists)
         self.counts.learned_lists += len(learned)
         self.cursor = cursor
+
+    def gather_held_out(self, lists: Sequence[reward_pb2.RewardedList], cursor: int) -> int:
+        """Keep the held-out ones of the lists up to a cursor for the gate, and return how many there were."""
+        gathered = 0
+        for place, rewarded in enumerate(lists, start=cursor - len(lists) + 1):  # the log numbers lists without gaps
+            candidates = self._translator.translate(rewarded) if is_held_out(rewarded.served_list) else None
+            if candidates is not None:
+                self._held_out.append((place, candidates))
+                gathered += 1
+        return gathered
 
     def means(self) -> dict[str, float]:
         """Return the mean metrics of the steps since the last call; nothing without a step."""
@@ -125,12 +147,13 @@ class OnlineSession:
 
     def check(self) -> GateReport:
         """Measure the policy; one that is refused is dropped for the last that passed."""
-        report = check(self._learner, self._start, list(self._held_out), self._catalogue.ads.sids, GateLimits())
+        held_out = [candidates for _, candidates in self._held_out]
+        report = check(self._learner, self._start, held_out, self._catalogue.ads.sids, self._limits)
         if report.refusals:
             self.counts.refused += 1
-            self._learner.policy.load_state_dict(self._passed)
+            self._learner.go_back()
         else:
-            self._passed = copy.deepcopy(self._learner.policy.state_dict())
+            self._learner.approve()
         return report
 
     def write_policy(self, metrics: dict[str, float]) -> NewPolicy:
@@ -167,13 +190,18 @@ class OnlineSession:
         name = f"{STATES}/{self._run_id}-{uuid.uuid4().hex[:8]}"
         with tempfile.TemporaryDirectory(prefix="gr4ad-online-") as scratch:
             folder = Path(scratch) / "state"
-            values = {"cursor": self.cursor, "counts": vars(self.counts), "totals_before": self._totals_before}
+            values = {
+                "cursor": self.cursor,
+                "held_out_after": self._held_out[0][0] - 1 if self._held_out else self.cursor,
+                "counts": vars(self.counts),
+                "totals_before": self._totals_before,
+            }
             save_online_state(folder, self._learner, values)
             self._artifacts.publish_folder(folder, name)
         return name
 
     def restore(self, name: str) -> None:
-        """Go on from a state; the held-out lists are gathered anew.
+        """Go on from a state; `gather_held_out` wants the lists from `held_out_after` to the cursor again.
 
         Raises:
             CheckpointError: It is not whole.
@@ -181,10 +209,9 @@ class OnlineSession:
         """
         with tempfile.TemporaryDirectory(prefix="gr4ad-online-") as scratch:
             values = load_online_state(self._artifacts.fetch_folder(name, Path(scratch) / "state"), self._learner)
-        self.cursor = int(values["cursor"])
+        self.cursor, self.held_out_after = int(values["cursor"]), int(values["held_out_after"])
         self.counts = Counts(**values["counts"])
         self._totals_before = dict(values["totals_before"])
-        self._passed = copy.deepcopy(self._learner.policy.state_dict())
 
     def forget_state(self, name: str) -> None:
         """Remove a state that a newer one has replaced.

@@ -6,21 +6,22 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from gr4ad.reward.v1 import reward_pb2
+from gr4ad_core.learning.checkpoint import CheckpointError
 from gr4ad_core.learning.trainer import TrainingStoppedError
 from gr4ad_runtime import semconv
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.channels import open_channel
-from gr4ad_runtime.errors import Gr4adError
+from gr4ad_runtime.errors import Gr4adError, UnavailableError
 from gr4ad_runtime.log import get_logger
 from gr4ad_runtime.telemetry import context_of, current_traceparent, meter, tracer
 from opentelemetry import trace
 from opentelemetry.trace import Link
 
-from rspo_trainer.catalogue import catalogue_of
+from rspo_trainer.catalogue import Catalogue, catalogue_of
 from rspo_trainer.dependency import write_persistently
 from rspo_trainer.online_session import OnlineSession, limit_threads
 from rspo_trainer.policy_maker import Job
@@ -34,6 +35,8 @@ from rspo_trainer.training_thread import TrainingThread
 ROUND_LISTS = 256
 """Lists learned from at a time: enough for several steps, so that the reward model is fitted once for them."""
 ROUND_WAIT_S = 2.0
+PATIENCE_S = 5.0
+"""How long to ask a log that is away before looking whether the run was stopped; then it is asked again."""
 CATALOGUE_S = 60.0
 """How often the catalogue is read anew: new ads come, bids change."""
 STATE_S = 30.0
@@ -71,29 +74,26 @@ class OnlineTrainer:
         """Carry a run out.
 
         Raises:
-            TrainingStoppedError: `job.stop` was set: always, sooner or later.
-            Gr4adError: A source, the catalogue or the artifact store does not allow it.
-            CheckpointError: The policy or the state is not what it should be.
-            DivergedError: The loss is not finite.
+            TrainingStoppedError: `job.stop` was set: always, sooner or later. Until then, what is away is waited for.
+            Gr4adError: A source or the catalogue refuses, or the artifact store lacks what the run goes on from.
+            CheckpointError: The policy or the state that the run goes on from is not what it should be.
         """
         publish_lists = job.run.request.online.publish_lists or self._settings.publish_lists
         session, traces = await self._open(job), _Traces()
-        published, kept, catalogue_read = _Mark.at(session), _Mark.at(session), time.monotonic()
+        published, catalogue_read = _Mark.at(session), time.monotonic()
+        kept = replace(published, lists=-1)  # a first state soon, even of no list: it says that the run does not crash
         async with open_channel(self._settings.reward_logger_address) as channel:
-            stream = RewardStream(channel, session.cursor, self._settings)
+            stream = RewardStream(channel, session.cursor, self._settings, PATIENCE_S)
             while not job.stop.is_set():
-                lists = await stream.read(min(ROUND_LISTS, publish_lists), ROUND_WAIT_S)
+                lists = await self._read(stream, min(ROUND_LISTS, publish_lists))
                 if lists:
                     traces.add(lists)
-                    await self._thread.run(partial(session.learn, lists, stream.cursor), job.stop)
-                    _learned.add(len(lists))
-                    self._note(job, session)
+                    await self._learn(job, session, lists, stream.cursor)
                 long_ago = published.age_s > self._settings.publish_seconds
-                if session.steps > published.steps and (
-                    session.counts.lists >= published.lists + publish_lists or long_ago
-                ):
+                many = session.counts.lists >= published.lists + publish_lists
+                if session.steps > published.steps and session.measurable and (many or long_ago):
                     if time.monotonic() - catalogue_read > CATALOGUE_S:
-                        session.know(await catalogue_of(self._settings))
+                        session.know(await self._catalogue(job, session.codebook_id))
                         catalogue_read = time.monotonic()
                     with traces.span(job):
                         await self._publish_if_fit(job, session)
@@ -106,8 +106,8 @@ class OnlineTrainer:
 
     async def _open(self, job: Job) -> OnlineSession:
         """Start from the run's policy, or go on from its state."""
-        catalogue = await catalogue_of(self._settings)
         start = await self._policies.get(job.run.request.online.policy_id)
+        catalogue = await self._catalogue(job, start.codebook_id)
 
         def load() -> OnlineSession:
             limit_threads(self._settings.online_threads)
@@ -118,10 +118,50 @@ class OnlineTrainer:
             return session
 
         session = await self._thread.run(load, job.stop)
+        if job.run.checkpoint:
+            await self._gather_held_out(job, session)
         job.progress = RunProgress(step=session.steps, cursor=session.cursor, metrics=_metrics(session, {}))
         job.checkpoint = job.run.checkpoint
         log.info("learning online", run_id=job.run.run_id, policy_id=start.policy_id, cursor=session.cursor)
         return session
+
+    async def _gather_held_out(self, job: Job, session: OnlineSession) -> None:
+        """Read the lists again that a gate measures on: the state says only where they are."""
+        async with open_channel(self._settings.reward_logger_address) as channel:
+            stream = RewardStream(channel, session.held_out_after, self._settings, PATIENCE_S)
+            while stream.cursor < session.cursor and not job.stop.is_set():
+                before = stream.cursor
+                lists = (await self._read(stream, ROUND_LISTS))[: session.cursor - before]
+                await self._thread.run(partial(session.gather_held_out, lists, before + len(lists)), job.stop)
+
+    async def _read(self, stream: RewardStream, enough: int) -> list[reward_pb2.RewardedList]:
+        """Return what is new in the log; nothing while it is away."""
+        try:
+            return await stream.read(enough, ROUND_WAIT_S)
+        except UnavailableError as error:
+            log.warning("learning waits for the log", error=error.message)
+            return []
+
+    async def _catalogue(self, job: Job, codebook_id: str) -> Catalogue:
+        """Return the catalogue under a codebook, once the SID assigner tells it.
+
+        Raises:
+            TrainingStoppedError: `job.stop` was set meanwhile.
+        """
+        while not job.stop.is_set():
+            try:
+                return await catalogue_of(self._settings, codebook_id)
+            except UnavailableError as error:
+                log.warning("learning waits for the catalogue", error=error.message)
+        raise TrainingStoppedError(job.progress.step, job.progress.total_steps)
+
+    async def _learn(self, job: Job, session: OnlineSession, lists: list[reward_pb2.RewardedList], cursor: int) -> None:
+        diverged = session.counts.diverged
+        await self._thread.run(partial(session.learn, lists, cursor), job.stop)
+        if session.counts.diverged > diverged:
+            log.warning("loss not finite: back to the last policy that passed", run_id=job.run.run_id, cursor=cursor)
+        _learned.add(len(lists))
+        self._note(job, session)
 
     async def _publish_if_fit(self, job: Job, session: OnlineSession) -> None:
         report = await self._thread.run(session.check, job.stop)
@@ -131,7 +171,11 @@ class OnlineTrainer:
             log.warning("policy not published", run_id=job.run.run_id, reasons=report.refusals)
             await self._keep_state(job, session)
             return
-        policy = await self._thread.run(lambda: session.write_policy(_metrics(session, report.metrics)), job.stop)
+        try:
+            policy = await self._thread.run(lambda: session.write_policy(_metrics(session, report.metrics)), job.stop)
+        except (Gr4adError, CheckpointError, OSError) as error:
+            log.warning("policy not published", run_id=job.run.run_id, reasons=[str(error)])
+            return
         attributes = {semconv.POLICY_ID: policy.policy_id, semconv.POLICY_CHANNEL: job.run.request.channel}
         with _tracer.start_as_current_span(semconv.SPAN_PUBLISH_POLICY, attributes=attributes):
             traceparent = current_traceparent()
@@ -146,7 +190,11 @@ class OnlineTrainer:
         await self._keep_state(job, session)
 
     async def _keep_state(self, job: Job, session: OnlineSession) -> None:
-        name = await self._thread.run(session.write_state, job.stop)
+        try:
+            name = await self._thread.run(session.write_state, job.stop)
+        except (Gr4adError, CheckpointError, OSError) as error:
+            log.warning("state not kept", run_id=job.run.run_id, error=str(error))
+            return
         kept = await write_persistently(lambda: self._queue.save_checkpoint(job.run, job.progress, name))
         old, job.checkpoint = (job.checkpoint, name) if kept else (name, job.checkpoint)
         if not kept:

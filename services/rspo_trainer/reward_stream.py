@@ -23,9 +23,15 @@ class RewardStream:
         cursor: Of the last list that `read` returned.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, cursor: int, settings: RspoTrainerSettings) -> None:
-        """Go on after `cursor`, leaving out lists that have not had time for outcomes."""
+    def __init__(
+        self, channel: grpc.aio.Channel, cursor: int, settings: RspoTrainerSettings, patience_s: float
+    ) -> None:
+        """Go on after `cursor`, leaving out lists that have not had time for outcomes.
+
+        A log that is away is waited for, `patience_s` at a time.
+        """
         self.cursor = cursor
+        self._patience_s = patience_s
         self._stub = reward_pb2_grpc.RewardServiceStub(channel)
         self._settings = settings
 
@@ -44,7 +50,7 @@ class RewardStream:
                 service="reward_logger",
                 address=self._settings.reward_logger_address,
                 variable="GR4AD_REWARD_LOGGER_ADDRESS",
-                wait_s=self._settings.dependency_wait_seconds,
+                wait_s=self._patience_s,
             )
             if len(lists) >= enough or time.monotonic() >= give_up:
                 return lists

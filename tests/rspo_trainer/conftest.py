@@ -158,9 +158,8 @@ async def settings(
             torch_threads=1,
             progress_seconds=0.05,
             watch_heartbeat_seconds=0.3,
-            dependency_wait_seconds=10.0,
             outcome_wait_seconds=0.0,
-            **other_settings,
+            **({"dependency_wait_seconds": 10.0} | other_settings),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import grpc
 import numpy as np
@@ -19,7 +19,8 @@ from gr4ad_runtime.db import Database
 from gr4ad_runtime.telemetry import context_of
 from opentelemetry.context import attach, detach
 from rspo_trainer import online_session, online_trainer
-from rspo_trainer.models import CANCELLED, TrainingRunRow
+from rspo_trainer.models import CANCELLED, QUEUED, TrainingRunRow
+from rspo_trainer.online_lists import is_held_out
 from sqlalchemy import update
 
 from tests.rspo_trainer.conftest import ADS, Trainer, running_trainer
@@ -35,7 +36,11 @@ def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rspo_trainer.reward_stream.POLL_S", 0.05)
 
 
-async def serve_lists(rewards: reward_pb2_grpc.RewardServiceAsyncStub, numbers: range) -> None:
+def user_of(number: int) -> str:
+    return f"user-{number % 97}"
+
+
+async def serve_lists(rewards: reward_pb2_grpc.RewardServiceAsyncStub, numbers: Iterable[int]) -> None:
     """Put served lists of the canary's policy into the log, with impressions and clicks drawn by number."""
     lists, impressions, clicks = [], [], []
     for number in numbers:
@@ -45,7 +50,7 @@ async def serve_lists(rewards: reward_pb2_grpc.RewardServiceAsyncStub, numbers: 
         lists.append(
             reward_pb2.ServedList(
                 request_id=request_id,
-                user_context=type_pb2.UserContext(user_id=f"user-{number % 97}", cold_start=True),
+                user_context=type_pb2.UserContext(user_id=user_of(number), cold_start=True),
                 candidates=[
                     type_pb2.ScoredAd(
                         ad_id=f"ad-{ad}", sid=type_pb2.SemanticId(codes=[0, 0, 0]), log_prob=-4.0 - rng.random()
@@ -144,6 +149,38 @@ async def test_a_new_process_goes_on_at_the_cursor_and_learns_nothing_twice(
     async with database.session() as session:
         row = await session.get_one(TrainingRunRow, run.run_id)
     assert (row.state, row.crashes, row.cursor) == (CANCELLED, 0, 300)
+
+
+async def test_a_new_process_measures_on_the_lists_that_were_held_out_before(
+    trainer: Trainer, database: Database
+) -> None:
+    run = await start(trainer)
+    await serve_lists(trainer.rewards, range(150))
+    await trainer.until(run.run_id, reached(150))
+    await trainer.stub.CancelTrainingRun(training_pb2.CancelTrainingRunRequest(run_id=run.run_id))
+    assert (await trainer.end_of(run.run_id)).metrics["held_out_lists"] >= 10
+    async with database.session() as session:  # as a process leaves it that was stopped, not cancelled
+        queued = {"state": QUEUED, "cancel_requested": False, "end_time": None}
+        await session.execute(update(TrainingRunRow).where(TrainingRunRow.run_id == run.run_id).values(**queued))
+    learned_from = [n for n in range(150, 300) if not is_held_out(list_of(user_of(n)))]
+    async with running_trainer(trainer.settings):
+        await serve_lists(trainer.rewards, learned_from)
+        assert (await canary(trainer, after=150)).policy.metrics["drift"] > 0.0
+
+
+def list_of(user_id: str) -> reward_pb2.ServedList:
+    return reward_pb2.ServedList(user_context=type_pb2.UserContext(user_id=user_id))
+
+
+@pytest.mark.parametrize("other_settings", [{"dependency_wait_seconds": 0.1}])
+async def test_a_catalogue_that_is_away_for_long_is_waited_for(trainer: Trainer) -> None:
+    policy = (await trainer.end_of((await trainer.create("first", epochs=1)).run_id)).policy
+    trainer.sids.fail_first = 8
+    source = training_pb2.OnlineSource(policy_id=policy.policy_id, publish_lists=PUBLISH_LISTS)
+    await trainer.create("online", online=source, preset="", channel="canary")
+    await serve_lists(trainer.rewards, range(200))
+    assert (await canary(trainer)).policy.policy.policy_id.startswith("online-")
+    assert trainer.sids.fail_first == 0
 
 
 @pytest.mark.parametrize("other_settings", [{"publish_seconds": 0.5}])

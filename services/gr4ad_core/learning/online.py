@@ -8,6 +8,7 @@ Shapes: B lists, N candidates of the longest, T SID levels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +102,16 @@ class OnlineLearner:
         weights = [p for p in policy.parameters() if p.requires_grad]
         # No decay: it would pull the policy away from the reference for nothing.
         self._optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.approve()
+
+    def approve(self) -> None:
+        """Keep the weights as they are, for `go_back`."""
+        self._approved = copy.deepcopy(self.policy.state_dict())
+
+    def go_back(self) -> None:
+        """Return to the weights that were approved last; the optimiser forgets what led away from them."""
+        self.policy.load_state_dict(self._approved)
+        self._optimizer.state.clear()
 
     def learn(self, lists: Sequence[RewardedCandidates]) -> int:
         """Learn from some lists, in steps of about `batch_lists`; return how many steps were taken.
@@ -131,7 +142,10 @@ class OnlineLearner:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return all that learning goes on from: tensors by name, and plain values."""
-        tensors = {f"policy.{name}": t.detach().cpu().contiguous() for name, t in self.policy.state_dict().items()}
+        kept = {"policy": self.policy.state_dict(), "approved": self._approved}
+        tensors = {
+            f"{what}.{name}": t.detach().cpu().contiguous() for what, named in kept.items() for name, t in named.items()
+        }
         for name, moments in zip(self._names, self._optimizer.state_dict()["state"].values(), strict=False):
             tensors |= {f"adam.{key}.{name}": t.detach().cpu().contiguous() for key, t in moments.items()}
         tensors |= {f"rewards.{key}": torch.from_numpy(np.array(a)) for key, a in self.rewards.state().items()}
@@ -144,6 +158,8 @@ class OnlineLearner:
             KeyError: Something is missing.
             RuntimeError: The weights are of another shape.
         """
+        self.policy.load_state_dict(_below("approved.", tensors))
+        self.approve()
         self.policy.load_state_dict(_below("policy.", tensors))
         moments = {key: _below(f"adam.{key}.", tensors) for key in ("step", "exp_avg", "exp_avg_sq")}
         state = self._optimizer.state_dict()

@@ -1,6 +1,7 @@
 """Whether a policy that learned online may be published: measured on lists that it did not learn from.
 
-Drift, calibration and recall each have a limit; what cannot be told yet, for want of responses, refuses nothing.
+Drift, the calibration of expected eCPM and of the eCPM token, and recall each have a limit. What cannot be told yet for
+want of responses refuses nothing, but for too few lists, of which nothing at all can be told.
 Shapes: B lists, N candidates of the longest.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gr4ad_core.decoding.beam_search import expected_ecpm
 from gr4ad_core.learning.held_out import held_out_metrics
 from gr4ad_core.learning.online import NOT_SHOWN, OnlineLearner, RewardedCandidates, collate_lists
 from gr4ad_core.learning.sampling import TrainingSet
@@ -26,13 +28,17 @@ RECALL = "held_out_recall@10"
 class GateLimits:
     """Limits of a publication."""
 
+    least_lists: int = 10
+    """Held-out lists from which on drift says something."""
     drift: float = 2.0
     """Mean |log p_θ/p_start| over candidates, in nats: about a factor of seven in likelihood."""
     calibration: float = 2.0
-    """Expected eCPM of what was shown over what it earned: not above this, nor below its inverse."""
+    """Expected eCPM of what was shown over what it earned: not above this, nor below its inverse. The same holds for
+    what the eCPM token expects of responses, as a ratio to what the starting policy's does: that one learned from
+    responses and the charges expected behind them, and need not be exact to order ads well."""
     recall_share: float = 0.7
     """Recall as a share of the starting policy's, at least. Some is given up on purpose, for value."""
-    least_responses: int = 30
+    least_responses: int = 20
     """Held-out responses from which on calibration and recall say something."""
 
 
@@ -41,7 +47,8 @@ class GateReport:
     """What was measured, and what speaks against a publication."""
 
     metrics: dict[str, float]
-    """`drift`, and with enough responses `calibration`, `held_out_recall@10` and `start_recall@10`."""
+    """`held_out_lists`, `drift`, and with enough responses `calibration`, `ecpm_calibration` and `held_out_recall@10`,
+    the last two also of the starting policy, with the prefix `start_`."""
     refusals: tuple[str, ...]
     """One sentence per limit that is passed; empty if the policy may be published."""
 
@@ -70,21 +77,33 @@ def check(
         metrics["calibration"] = _calibration(learner, lists)
         samples = _responses(lists, ad_sids_AT)
         vsl = replace(learner.config.vsl, validation_users=len(samples))
-        metrics[RECALL] = held_out_metrics(learner.policy, samples, vsl)[RECALL]
-        metrics["start_recall@10"] = held_out_metrics(start, samples, vsl)[RECALL]
+        for name, model in {"": learner.policy, "start_": start}.items():
+            metrics[f"{name}ecpm_calibration"] = _ecpm_calibration(model, lists)
+            metrics[f"{name}{RECALL}"] = held_out_metrics(model, samples, vsl)[RECALL]
     return GateReport(metrics, tuple(_refusals(metrics, limits)))
 
 
 def _refusals(metrics: dict[str, float], limits: GateLimits) -> list[str]:
+    """Every comparison is such that a number that is none refuses."""
     refusals = []
-    if metrics["drift"] > limits.drift:
-        refusals.append(f"drift: {metrics['drift']:.2f} nats from the starting policy, above {limits.drift:g}")
-    calibration = metrics.get("calibration", 1.0)
-    if not 1.0 / limits.calibration <= calibration <= limits.calibration:
-        refusals.append(f"calibration: expects {calibration:.2f} × what was earned, beyond {limits.calibration:g} ×")
-    if RECALL in metrics and metrics[RECALL] < limits.recall_share * metrics["start_recall@10"]:
+    if metrics["held_out_lists"] < limits.least_lists:
         refusals.append(
-            f"recall@10: {metrics[RECALL]:.3f}, below {limits.recall_share:g} × {metrics['start_recall@10']:.3f} "
+            f"held_out_lists: {metrics['held_out_lists']:g}, below {limits.least_lists}: nothing can be told"
+        )
+    if not metrics["drift"] <= limits.drift:
+        refusals.append(f"drift: {metrics['drift']:.2f} nats from the starting policy, above {limits.drift:g}")
+    if "calibration" not in metrics:
+        return refusals
+    ecpm = metrics["ecpm_calibration"] / metrics["start_ecpm_calibration"]
+    for what, ratio, of in (
+        ("calibration", metrics["calibration"], "what was earned"),
+        ("ecpm_calibration", ecpm, "what the starting policy expects of responses"),
+    ):
+        if not 1.0 / limits.calibration <= ratio <= limits.calibration:
+            refusals.append(f"{what}: expects {ratio:.2f} × {of}, beyond {limits.calibration:g} ×")
+    if not metrics[RECALL] >= limits.recall_share * metrics[f"start_{RECALL}"]:
+        refusals.append(
+            f"recall@10: {metrics[RECALL]:.3f}, below {limits.recall_share:g} × {metrics[f'start_{RECALL}']:.3f} "
             "of the starting policy"
         )
     return refusals
@@ -115,6 +134,21 @@ def _calibration(learner: OnlineLearner, lists: Sequence[RewardedCandidates]) ->
         expected += float((rate * rewarded.click_value_N[shown]).sum())
         came += float((rewarded.responded_N * rewarded.click_value_N)[shown].sum())
     return expected / came if came else float("inf")
+
+
+@torch.no_grad()
+def _ecpm_calibration(model: LazyAr, lists: Sequence[RewardedCandidates]) -> float:
+    """Return what the eCPM token expects of all responses that came over what is expected to be charged for them."""
+    responded = [rewarded for rewarded in lists if rewarded.responded_N.any()]
+    expected = charged = 0.0
+    for first in range(0, len(responded), BATCH):
+        part = responded[first : first + BATCH]
+        batch = collate_lists(part, [rewarded.click_value_N for rewarded in part], model)
+        response_BN = batch.response_micros_BN > 0.0
+        value_BN = expected_ecpm(model, model.encode_context(batch.inputs), batch.sids_BNT)
+        expected += float(value_BN[response_BN].sum())
+        charged += float(batch.value_micros_BN[response_BN].sum())
+    return expected / charged if charged else float("inf")
 
 
 def _responses(lists: Sequence[RewardedCandidates], ad_sids_AT: np.ndarray) -> TrainingSet:

@@ -178,6 +178,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change(model
         torch.testing.assert_close(tensor, before[name], equal_nan=True)
 
 
+def test_going_back_restores_the_approved_weights_and_forgets_the_moments(model, tmp_path):
+    online = learner(model)
+    online.learn(lists(96, 0))
+    online.approve()
+    approved = copy.deepcopy(online.policy.state_dict())
+    online.learn(lists(96, 1))
+    save_online_state(tmp_path / "state", online, {})
+    resumed = learner(model)
+    load_online_state(tmp_path / "state", resumed)  # a new process goes back to the same weights
+    for each in (online, resumed):
+        assert any(not torch.equal(t, approved[name]) for name, t in each.policy.state_dict().items())
+        each.go_back()
+        for name, tensor in each.policy.state_dict().items():
+            torch.testing.assert_close(tensor, approved[name], rtol=0, atol=0)
+        assert not each._optimizer.state
+    assert online.learn(lists(96, 2)) > 0
+
+
 def test_the_gate_passes_a_policy_that_has_hardly_moved(model):
     online = learner(model)
     online.learn(lists(256, 0))
@@ -185,6 +203,7 @@ def test_the_gate_passes_a_policy_that_has_hardly_moved(model):
     assert report.refusals == ()
     assert 0.0 < report.metrics["drift"] < 2.0
     assert 0.7 < report.metrics["calibration"] < 1.4
+    assert report.metrics["ecpm_calibration"] > 0.0
     assert report.metrics["held_out_responses"] > 100
 
 
@@ -197,15 +216,38 @@ def test_the_gate_names_each_limit_that_is_passed(model):
     held_out = [replace(each, click_value_N=each.click_value_N * (1 + 9 * ~each.responded_N)) for each in lists(200, 7)]
     start = model.eval()
     report = check(online, start, held_out, SIDS, GateLimits(recall_share=1e9))
-    assert [refusal.split(":")[0] for refusal in report.refusals] == ["drift", "calibration", "recall@10"]
+    named = [refusal.split(":")[0] for refusal in report.refusals]
+    assert named == ["drift", "calibration", "ecpm_calibration", "recall@10"]
 
 
-def test_the_gate_refuses_nothing_on_too_few_responses(model):
+def test_the_gate_refuses_an_ecpm_token_that_expects_far_more_than_it_did(model):
     online = learner(model)
-    report = check(online, model.eval(), lists(3, 7), SIDS, GateLimits())
+    online.learn(lists(256, 0))
+    with torch.no_grad():
+        online.policy.ecpm_means.mul_(3.0)
+    (refusal,) = check(online, model.eval(), lists(200, 7), SIDS, GateLimits()).refusals
+    assert refusal.startswith("ecpm_calibration: expects ")
+
+
+def test_the_gate_refuses_a_policy_that_is_no_number(model):
+    online = learner(model)
+    online.learn(lists(256, 0))
+    with torch.no_grad():
+        online.policy.bos.fill_(float("nan"))
+    refusals = check(online, model.eval(), lists(200, 7), SIDS, GateLimits()).refusals
+    assert refusals[0].startswith("drift: nan")
+
+
+def test_on_too_few_responses_the_gate_goes_by_drift_alone(model):
+    online = learner(model)
+    report = check(online, model.eval(), lists(12, 7, rate=0.05), SIDS, GateLimits())
     assert report.refusals == ()
     assert "calibration" not in report.metrics
-    assert check(online, model.eval(), [], SIDS, GateLimits()).metrics["drift"] == 0.0
+
+
+def test_on_too_few_lists_the_gate_refuses(model):
+    (refusal,) = check(learner(model), model.eval(), lists(9, 7), SIDS, GateLimits()).refusals
+    assert refusal == "held_out_lists: 9, below 10: nothing can be told"
 
 
 def test_drift_is_the_mean_distance_in_likelihood(model):
