@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import math
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from gr4ad_core.learning.data_folder import read_interactions
+from gr4ad_tools.demo import online
 from gr4ad_tools.demo.record import Record
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
 from gr4ad_tools.leave_one_out import leave_one_out
@@ -44,14 +46,20 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Reco
     folder = tmp_path_factory.mktemp("demo")
     data, out = folder / "market", folder / "out"
     Market("tiny", 3).write_folder(data)
-    result = folder / "result.pickle"
+    document, record = small_demo(str(data), out)
+    return document, record, data, out
+
+
+def small_demo(data: str, out: Path) -> tuple[dict[str, Any], Record]:
+    """Run the small demo in a process of its own."""
+    result = out.with_suffix(".pickle")
     script = Path(__file__).with_name("small_demo.py")
     done = subprocess.run(
-        [sys.executable, str(script), str(data), str(out), str(result)], capture_output=True, text=True, check=False
+        [sys.executable, str(script), data, str(out), str(result)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     document, record = pickle.loads(result.read_bytes())
-    return document, record, data, out
+    return document, record
 
 
 def value(document: dict[str, Any], name: str) -> float:
@@ -144,6 +152,29 @@ def test_one_trace_spans_ingest_catalogue_feed_and_generator(
 ) -> None:
     _, record, _, _ = demo
     assert edges(record.change_trace) >= {("caller", "sid_assigner"), ("sid_assigner", "ad_generator")}
+
+
+def test_killed_in_turn_every_service_comes_back_and_no_outcome_is_lost_or_counted_twice(tmp_path: Path) -> None:
+    document, record = small_demo("chaos", tmp_path / "out")
+    assert all(record.online.restarts[name] == 1 for name in online.KILLED)
+    assert value(document, "online_failed") == 0
+    assert value(document, "online_retries") > 0
+    assert value(document, "events_accepted") > 2048
+    assert value(document, "events_stored") == value(document, "events_accepted")
+    assert value(document, "events_lost") == 0
+    assert value(document, "lists_unjoined") <= value(
+        document, "online_retries"
+    )  # lost on the way back, asked for again
+    assert math.isnan(value(document, "lists_served"))  # counted by the processes that were killed
+    assert value(document, "dead_ads_returned") == 0
+    assert value(document, "swap_failed_requests") == 0
+    assert value(document, "online_published") >= 1
+    # Revenue is judged on the market itself, which a data folder does not have.
+    judged = [value(document, f"{policy}_rpm") for policy in ("random", "vsl", "rspo", "oracle")]
+    assert judged[-1] == max(judged)
+    assert (
+        value(document, "rspo_lift_ci_low") <= value(document, "rspo_lift_pct") <= value(document, "rspo_lift_ci_high")
+    )
 
 
 def test_bad_data_is_refused_before_anything_starts(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def of_arm(channel: str, numbers: Iterable[int], latency_ms: float = 10.0) -> li
     for number in numbers:
         lists.append(served_list(number, user_id=f"{channel}-{number // 2}"))
         lists[-1].channel, lists[-1].latency_us = channel, int(1000 * (latency_ms + number))
+        lists[-1].bucket = number
     return lists
 
 
@@ -65,8 +66,9 @@ async def invoke(*arguments: str) -> Result:
 
 
 async def test_the_report_reads_the_log_alone(address: str) -> None:
-    nobody = served_list(99)
-    await fill(address, [*of_arm("stable", range(8)), *of_arm("canary", range(10, 13), 20.0), nobody])
+    outside = [served_list(98), served_list(99)]
+    outside[1].channel = "stable"  # served before any split: no bucket
+    await fill(address, [*of_arm("stable", range(8)), *of_arm("canary", range(10, 13), 20.0), *outside])
     result = await invoke("--address", address, "--json")
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout[result.stdout.index("{\n") :])  # the server of this process logs there, too
@@ -74,7 +76,7 @@ async def test_the_report_reads_the_log_alone(address: str) -> None:
     counts = ("lists", "users", "lists_shown", "impressions", "clicks")
     assert [values[f"stable_{name}"] for name in counts] == [8, 4, 8, 16, 4]
     assert [values[f"canary_{name}"] for name in counts] == [3, 2, 3, 6, 2]
-    assert values["lists_without_channel"] == 1
+    assert values["lists_outside"] == 2
     assert values["stable_ctr"] == pytest.approx(4 / 16)
     assert values["canary_rpm"] == pytest.approx(2 / 6 * 1000)
     assert values["canary_rpm_lift"] == pytest.approx(100 / 3)
@@ -83,11 +85,11 @@ async def test_the_report_reads_the_log_alone(address: str) -> None:
     assert values["stable_ctr_ci_low"] == values["stable_ctr_ci_high"] == pytest.approx(0.25)
     # The canary's users have two lists with a click, and one list with a click.
     assert (values["canary_ctr_ci_low"], values["canary_ctr_ci_high"]) == (0.25, 0.5)
-    assert (document["baseline"], document["arm"], document["to_cursor"]) == ("stable", "canary", 12)
+    assert (document["baseline"], document["arm"], document["to_cursor"]) == ("stable", "canary", 13)
 
     table = (await invoke("--address", address)).output
     assert "revenue per mille" in table
-    assert "lists without a channel, left out: 1" in table
+    assert "lists outside the split, left out: 2" in table
     assert "(0.2500 … 0.5000)" in table
 
 
@@ -127,7 +129,7 @@ def rewarded(
         ad_id="a", impression_count=impressions, click_count=clicks, revenue_micros=round(1e6 * revenue)
     )
     served = reward_pb2.ServedList(
-        channel=channel, user_context=type_pb2.UserContext(user_id=user), latency_us=latency_us
+        channel=channel, user_context=type_pb2.UserContext(user_id=user), latency_us=latency_us, bucket=0
     )
     return reward_pb2.RewardedList(served_list=served, outcomes=[outcome] if impressions or clicks else [])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gr4ad_tools.cli import app
@@ -30,7 +31,8 @@ class Runs:
         self.seeds.append(options.seed)
         assert options.out.name == f"seed-{options.seed}"
         options.out.mkdir(parents=True)
-        figures = {"rpm": {"value": 10.0 * options.seed, "unit": "units"}, "seconds": {"value": 1.0, "unit": "s"}}
+        values = {"rpm": 10.0 * options.seed, "rpm_ci_low": 1.0, "lift_pct": 3.0, "lift_ci_high": 9.0, "seconds": 1.0}
+        figures: dict[str, Any] = {name: {"value": value, "unit": "units"} for name, value in values.items()}
         if options.seed == 4:
             figures["odd"] = {"value": 1.0, "unit": ""}
         (options.out / "summary.json").write_text(json.dumps({"figures": figures}))
@@ -47,7 +49,12 @@ def test_every_seed_is_run_once_and_the_means_are_written(tmp_path: Path, monkey
     assert runs.seeds == [3, 4, 5]
     rpm = document["figures"]["rpm"]
     assert (rpm["value"], rpm["min"], rpm["max"], rpm["n"], rpm["unit"]) == (40.0, 30.0, 50.0, 3, "units")
-    assert set(document["figures"]) == {"rpm", "seconds"}  # a figure that one run lacks has no mean
+    # A figure that one run lacks has no mean.
+    assert set(document["figures"]) == {"rpm", "rpm_ci_low", "lift_pct", "lift_ci_high", "seconds"}
+    # Ends of intervals are those of the mean: 40 less 4.303 standard errors of 10 / √3.
+    assert document["figures"]["rpm_ci_low"]["value"] == pytest.approx(15.159, abs=1e-3)
+    assert document["figures"]["lift_ci_high"]["value"] == pytest.approx(3.0)
+    assert set(document["source"]) == {"market", "market_version"}
     assert document["seeds"] == [3, 4, 5]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["figures"] == document["figures"]
 

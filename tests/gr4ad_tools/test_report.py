@@ -79,8 +79,10 @@ def record() -> Record:
                         "lists": 128.0,
                         "drift": 0.2,
                         "calibration": 1.1,
+                        "ecpm_calibration": 0.9,
+                        "start_ecpm_calibration": 1.0,
                         "held_out_recall@10": 0.4,
-                        "start_recall@10": 0.5,
+                        "start_held_out_recall@10": 0.5,
                     }
                 ),
             ],
@@ -116,14 +118,15 @@ def test_revenue_is_drawn_where_a_market_judged_it(record: Record, tmp_path: Pat
     assert "<h2>Revenue</h2>" not in path.read_text()
     names = ("random_rpm", "popularity_bid_rpm", "vsl_rpm", "rspo_rpm", "oracle_rpm")
     record.figures |= {name: Figure(float(place), "", 1000) for place, name in enumerate(names)}
-    record.figures |= {f"rspo_lift_{end}": Figure(5.0) for end in ("pct", "ci_low", "ci_high")}
+    ends = ("pct", "ci_low", "ci_high")
+    record.figures |= {f"rspo_{of}lift_{end}": Figure(5.0) for of in ("", "strangers_") for end in ends}
     record.bids_made_up = True
     write_report(path, record, document(record.figures, "gr4ad demo", 3))
     text = path.read_text()
     assert "<h2>Revenue</h2>" in text
     assert "1,000 fixed requests" in text
     assert text.count("<svg") == 10
-    assert "RSPO over VSL: +5.0 % (+5.0 to +5.0)." in text
+    assert "RSPO over VSL: +5.0 % (+5.0 to +5.0); on users who were not met" in text
     assert "The folder has no bids" in text
 
 

@@ -54,13 +54,14 @@ def arm_figures(log: ArmLog, baseline: str = STABLE, arm: str = CANARY, seed: in
             raise FailedPreconditionError(
                 "channel",
                 channel,
-                f"no list of it was shown, of {len(lists.users_N)} served: send it traffic and report impressions, "
-                f"or choose another channel or cursor; this part of the log has {others}",
+                f"no list of it was shown, of {len(lists.users_N)} served: send it traffic with the header "
+                "gr4ad-bucket and report impressions, or choose another channel or cursor; "
+                f"this part of the log has {others}",
             )
     found = {name: figure for channel, lists in arms.items() for name, figure in _measures(channel, lists, seed)}
     found |= {f"{arm}_{name}": figure for name, figure in compare(arms[arm], arms[baseline], seed).items()}
-    total = sum(log.lists.values()) + log.lists_without_channel
-    return found | {"lists_without_channel": Figure(log.lists_without_channel, "lists", total)}
+    total = sum(log.lists.values()) + log.lists_outside
+    return found | {"lists_outside": Figure(log.lists_outside, "lists", total)}
 
 
 def compare(arm: Arm, baseline: Arm, seed: int) -> dict[str, Figure]:
@@ -160,4 +161,4 @@ def report_command(
         return
     console = Console()
     console.print(comparison_table(found, baseline, arm))
-    console.print(f"lists without a channel, left out: {log.lists_without_channel:,}; log read up to {log.cursor}")
+    console.print(f"lists outside the split, left out: {log.lists_outside:,}; log read up to {log.cursor}")

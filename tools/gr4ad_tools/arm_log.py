@@ -62,13 +62,13 @@ class ArmLog:
 
     Attributes:
         cursor: Resume reading after it.
-        lists_without_channel: Lists that no generator of a channel wrote; they are in no arm.
+        lists_outside: Lists of no split, without a channel or a bucket; they are in no arm.
     """
 
     def __init__(self, cursor: int = 0) -> None:
         """Collect the lists after a cursor."""
         self.cursor = cursor
-        self.lists_without_channel = 0
+        self.lists_outside = 0
         self._rows: dict[str, list[tuple[int, int, int, int, int]]] = {}
         self._users: dict[str, int] = {}
         self._numbers = itertools.count()
@@ -76,8 +76,8 @@ class ArmLog:
     def add(self, rewarded: reward_pb2.RewardedList) -> None:
         """Take one list with its outcomes."""
         served, outcomes = rewarded.served_list, rewarded.outcomes
-        if not served.channel:
-            self.lists_without_channel += 1
+        if not served.channel or not served.HasField("bucket"):
+            self.lists_outside += 1
             return
         number, user_id = next(self._numbers), served.user_context.user_id
         row = (

@@ -74,6 +74,7 @@ async def run_online(
     tracker: Tracker,
     *,
     requests: int,
+    go_on: Callable[[], bool] = lambda: False,
     candidate_count: int,
     users: int,
     run_id: str,
@@ -86,7 +87,8 @@ async def run_online(
         generators: Channel to the generator of each arm.
         split: Which arm serves a user.
         tracker: Reports what was shown and done; it must be running.
-        requests: How many requests in all.
+        requests: How many requests at least.
+        go_on: Tells whether to go on all the same once there were so many.
         candidate_count: Ads asked for; a page of them is shown.
         users: Requests under way at any time.
         run_id: Prefix of the request ids; unique per run.
@@ -94,7 +96,8 @@ async def run_online(
     """
     stubs = {name: generation_pb2_grpc.GenerationServiceStub(channel) for name, channel in generators.items()}
     traffic = OnlineTraffic(start=time.monotonic())
-    visits: Iterator[tuple[int, Visit]] = enumerate(itertools.islice(audience.visits(), requests))
+    numbered: Iterator[tuple[int, Visit]] = enumerate(audience.visits())
+    visits = itertools.takewhile(lambda visit: visit[0] < requests or go_on(), numbered)
     waiting: dict[int, _Answered | None] = {}
     settled = 0
 
@@ -131,11 +134,11 @@ async def _ask(
 ) -> _Answered | None:
     """Ask until the arm's generator answers; a generator that is away is waited for, with every attempt counted."""
     channel = split.channel(visit.user_id)
-    request = generation_pb2.GenerateAdsRequest(
-        request_id=request_id, user_context=visit.context, candidate_count=candidate_count
-    )
+    request = generation_pb2.GenerateAdsRequest(user_context=visit.context, candidate_count=candidate_count)
     metadata = ((BUCKET_HEADER, str(split.bucket(visit.user_id))),)
-    for _ in range(RETRIES):
+    for attempt in range(RETRIES):
+        # An id of its own each time: a list whose answer was lost on the way is another one than the list shown.
+        request.request_id = f"{request_id}-{attempt}" if attempt else request_id
         sent = time.monotonic()
         try:
             response = await stubs[channel].GenerateAds(request, timeout=REQUEST_TIMEOUT_S, metadata=metadata)
@@ -147,7 +150,7 @@ async def _ask(
             await asyncio.sleep(RETRY_S)
         else:
             received = time.monotonic()
-            return _Answered(visit, channel, request_id, received, 1000.0 * (received - sent), response)
+            return _Answered(visit, channel, request.request_id, received, 1000.0 * (received - sent), response)
     traffic.failures[f"{channel} AWAY"] += 1
     return None
 

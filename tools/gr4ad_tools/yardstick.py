@@ -61,6 +61,11 @@ class FixedRequests:
         contexts = [logged_context(interactions, logged, market.user_ids[user], market.end) for user in users_R]
         return cls(users_R, contexts, market.end)
 
+    def only(self, rows_R: NDArray[np.bool_]) -> FixedRequests:
+        """Return some of the requests."""
+        contexts = [context for context, chosen in zip(self.contexts, rows_R, strict=True) if chosen]
+        return FixedRequests(self.users_R[rows_R], contexts, self.time)
+
 
 async def ask_all(channel: grpc.aio.Channel, market: Market, fixed: FixedRequests, run_id: str) -> ScoredLists:
     """Ask a generator for a page of ads for each request; what fails is counted.

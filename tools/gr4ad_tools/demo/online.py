@@ -42,9 +42,10 @@ PUBLISH_S = 10.0
 """Time after which the trainer publishes what it has learned from fewer lists."""
 LEARN_WAIT_S = 180.0
 SWAP_WAIT_S = 60.0
+SENDER_WAIT_S = 60.0
 RPC_TIMEOUT_S = 10.0
 POLL_S = 0.1
-BIDS_AT_ONCE = 32
+UPDATES_AT_ONCE = 32
 GENERATORS = {STABLE: "ad_generator", CANARY: "ad_generator_canary"}
 KILLED = ("reward_logger", "rspo_trainer", "sid_assigner", GENERATORS[CANARY], GENERATORS[STABLE])
 """In this order, one after the other, each once the one before it is back."""
@@ -60,6 +61,8 @@ class OnlinePhase:
         run: The training run, as it ended.
         pacing: What the pacing loop did.
         first_cursor: Of the reward log, before the phase.
+        lists_unjoined: Lists of the phase that got no outcome, not even an impression.
+        events_unjoined: Outcomes whose list is not in the log: a generator that is killed takes its queue with it.
         restarts: How often each service was started again.
         trace_id: Of a report of outcomes that was traced.
         figures: Of the phase.
@@ -70,6 +73,8 @@ class OnlinePhase:
     run: training_pb2.TrainingRun = field(default_factory=training_pb2.TrainingRun)
     pacing: PacingCounts = field(default_factory=PacingCounts)
     first_cursor: int = 0
+    lists_unjoined: int = 0
+    events_unjoined: int = 0
     restarts: dict[str, int] = field(default_factory=dict)
     trace_id: str = ""
     figures: dict[str, Figure] = field(default_factory=dict)
@@ -95,10 +100,36 @@ async def replay_audience(
     """
     bids, made_up = seeded_bids({item.item_id: item.bid_micros for item in items}, seed)
     if made_up:
-        await _set_bids(sids, bids)
+        await _update_ads(
+            sid_pb2_grpc.SidServiceStub(sids),
+            [sid_pb2.UpdateAdRequest(ad_id=ad_id, bid_micros=bid) for ad_id, bid in bids.items()],
+        )
     item_ids = split.interactions.item_ids
     chosen = [item_ids[split.interactions.items[event]] for event in split.validation_M]
     return ReplayAudience(split.validation_contexts(), chosen, bids, PAGE_SIZE), made_up
+
+
+async def begin_with(
+    suite: Suite, channels: Mapping[str, grpc.aio.Channel], policy_id: str, items: Sequence[Item]
+) -> None:
+    """Bring both arms to one policy and all ads to the folder's states, whatever an interrupted run has left behind."""
+    training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
+    await _cancel_leftovers(training, suite.addresses["rspo_trainer"])
+    for channel, process in GENERATORS.items():
+        await training.ActivatePolicy(
+            training_pb2.ActivatePolicyRequest(policy_id=policy_id, channel=channel), timeout=RPC_TIMEOUT_S
+        )
+        await suite.wait_ready(process)
+        await until_served(channels[process], policy_id)
+    sids = sid_pb2_grpc.SidServiceStub(channels["sid_assigner"])
+    active = {item.item_id for item in items if item.state == "active"}
+    paused = [
+        entry.ad_id
+        async for part in sids.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True))
+        for entry in part.entries
+        if entry.state == sid_pb2.AD_STATE_PAUSED and entry.ad_id in active
+    ]
+    await _update_ads(sids, [sid_pb2.UpdateAdRequest(ad_id=ad_id, state=sid_pb2.AD_STATE_ACTIVE) for ad_id in paused])
 
 
 async def learn_online(
@@ -124,7 +155,7 @@ async def learn_online(
         tracker: Reports what was shown; it must be running.
         audience: Who asks.
         pacing: The rule for campaigns that have budgets; None for none.
-        policy_id: What both arms begin with.
+        policy_id: What both arms serve by now.
         seed: Of the bootstrap.
         run_id: Unique per run.
         chaos: Whether to kill each service in turn meanwhile.
@@ -132,12 +163,9 @@ async def learn_online(
     """
     trainer = suite.addresses["rspo_trainer"]
     training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
-    await _cancel_leftovers(training, trainer)
-    await training.ActivatePolicy(
-        training_pb2.ActivatePolicyRequest(policy_id=policy_id, channel=CANARY), timeout=RPC_TIMEOUT_S
-    )
-    await suite.wait_ready(GENERATORS[CANARY])
-    phase = OnlinePhase(first_cursor=(await reward_summary(channels["reward_logger"])).last_cursor)
+    await lists_handed_over(channels)  # of the phases before: they are no part of this one
+    before = await reward_summary(channels["reward_logger"])
+    phase = OnlinePhase(first_cursor=before.last_cursor)
     source = training_pb2.OnlineSource(policy_id=policy_id, cursor=phase.first_cursor, publish_lists=PUBLISH_LISTS)
     learning = asyncio.create_task(
         train.train_and_wait(
@@ -153,28 +181,38 @@ async def learn_online(
     def count() -> None:
         nonlocal answered
         answered += 1
-        on_progress(answered / REQUESTS, f"{answered} of {REQUESTS} requests")
+        on_progress(min(1.0, answered / REQUESTS), f"{answered} requests, {REQUESTS} at least")
 
+    killing = asyncio.create_task(_kill_in_turn(suite, lambda: answered)) if chaos else None
     try:
-        async with _side_tasks(suite, channels, audience, pacing, phase, chaos, lambda: answered):
+        async with _paced(channels, audience, pacing, phase):
             phase.traffic = await run_online(
                 audience,
                 {name: channels[process] for name, process in GENERATORS.items()},
                 Split(run_id, CANARY_PERCENT),
                 tracker,
                 requests=REQUESTS,
+                go_on=lambda: killing is not None and not killing.done(),
                 candidate_count=CANDIDATES,
                 users=USERS,
                 run_id=f"{run_id}-online",
                 on_answer=count,
             )
             await tracker.drain()
+        if killing is not None:
+            await killing
+        await lists_handed_over(channels)
+        after = await reward_summary(channels["reward_logger"])
+        phase.lists_unjoined = after.lists_without_events - before.lists_without_events
+        phase.events_unjoined = after.unjoined_events - before.unjoined_events
         on_progress(1.0, "learning from the last lists")
         await _learned_to_the_end(channels["reward_logger"], phase, learning)
     finally:
-        learning.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await learning
+        for task in (learning, killing):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
     phase.run = await _ended(training, phase.run.run_id)
     phase.publications = await _publications(training, phase.run)
     if phase.publications:
@@ -209,6 +247,18 @@ async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSumma
     return await stub.GetRewardSummary(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
 
 
+async def lists_handed_over(channels: Mapping[str, grpc.aio.Channel]) -> list[generation_pb2.GetEngineStatusResponse]:
+    """Wait until the generators have sent the lists they served to the reward log, and return their states."""
+    stubs = [generation_pb2_grpc.GenerationServiceStub(channels[name]) for name in GENERATORS.values()]
+    request = generation_pb2.GetEngineStatusRequest()
+    give_up = time.monotonic() + SENDER_WAIT_S
+    while True:
+        states = [await stub.GetEngineStatus(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True) for stub in stubs]
+        if not any(status.lists_queued for status in states) or time.monotonic() > give_up:
+            return states
+        await asyncio.sleep(POLL_S)
+
+
 def event_figures(
     tracker: Tracker, before: reward_pb2.GetRewardSummaryResponse, after: reward_pb2.GetRewardSummaryResponse
 ) -> dict[str, Figure]:
@@ -223,7 +273,6 @@ def event_figures(
         "events_stored": Figure(stored, "events"),
         "events_duplicate": Figure(tracker.duplicates, "events"),
         "events_lost": Figure(tracker.accepted - stored, "events", tracker.accepted),
-        "lists_unjoined": Figure(after.lists_without_events - before.lists_without_events, "lists"),
     }
 
 
@@ -239,22 +288,18 @@ def _phase_figures(phase: OnlinePhase) -> dict[str, Figure]:
         "online_lists": Figure(metrics.get("lists", 0.0), "lists"),
         "online_published": Figure(len(phase.publications), "policies"),
         "online_refused": Figure(metrics.get("refused", 0.0), "policies"),
+        "lists_unjoined": Figure(phase.lists_unjoined, "lists", answered),
+        "events_unjoined": Figure(phase.events_unjoined, "events"),
         "ads_paced": Figure(phase.pacing.paused, "pauses"),
         "service_restarts": Figure(sum(phase.restarts.values()), "restarts"),
     }
 
 
 @contextlib.asynccontextmanager
-async def _side_tasks(
-    suite: Suite,
-    channels: Mapping[str, grpc.aio.Channel],
-    audience: Audience,
-    pacing: Pacing | None,
-    phase: OnlinePhase,
-    chaos: bool,
-    answered: Callable[[], int],
+async def _paced(
+    channels: Mapping[str, grpc.aio.Channel], audience: Audience, pacing: Pacing | None, phase: OnlinePhase
 ) -> AsyncIterator[None]:
-    """Pace campaigns, and kill services if that is wanted, while the block runs."""
+    """Pace the campaigns of a market while the block runs."""
     until = asyncio.Event()
 
     async def pace() -> None:
@@ -270,31 +315,32 @@ async def _side_tasks(
                 until=until,
             )
 
-    async def kill() -> None:
-        for number, name in enumerate(KILLED, start=1):
-            due = number * REQUESTS / (len(KILLED) + 1)
-            while answered() < due:
-                if until.is_set():
-                    return
-                await asyncio.sleep(POLL_S)
-            restarts = suite.restarts[name]
-            suite.kill(name)
-            await _restarted(suite, name, restarts)
-
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(pace())
-        if chaos:
-            tasks.create_task(kill())
         try:
             yield
         finally:
             until.set()
 
 
-async def _restarted(suite: Suite, name: str, restarts: int) -> None:
+async def _kill_in_turn(suite: Suite, answered: Callable[[], int]) -> None:
+    """Kill each service once, the next when the one before is back."""
+    for number, name in enumerate(KILLED, start=1):
+        await _kill(suite, name, answered, number * REQUESTS / (len(KILLED) + 1))
+
+
+async def _kill(suite: Suite, name: str, answered: Callable[[], int], due: float) -> None:
+    await _until(lambda: answered() >= due)
+    restarts = suite.restarts[name]
+    suite.kill(name)
+    await _until(lambda: suite.restarts[name] > restarts)
+    await suite.wait_ready(name)
+
+
+async def _until(condition: Callable[[], bool]) -> None:
     while True:
-        if suite.restarts[name] > restarts:
-            return await suite.wait_ready(name)
+        if condition():
+            return
         await asyncio.sleep(POLL_S)
 
 
@@ -344,12 +390,11 @@ async def _ended(training: training_pb2_grpc.TrainingServiceAsyncStub, run_id: s
         await asyncio.sleep(POLL_S)
 
 
-async def _set_bids(channel: grpc.aio.Channel, bids: Mapping[str, int]) -> None:
-    stub = sid_pb2_grpc.SidServiceStub(channel)
-    left = iter(bids.items())
+async def _update_ads(sids: sid_pb2_grpc.SidServiceAsyncStub, changes: Sequence[sid_pb2.UpdateAdRequest]) -> None:
+    left = iter(changes)
 
     async def change() -> None:
-        for ad_id, bid in left:
-            await stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id=ad_id, bid_micros=bid), timeout=RPC_TIMEOUT_S)
+        for request in left:
+            await sids.UpdateAd(request, timeout=RPC_TIMEOUT_S)
 
-    await asyncio.gather(*(change() for _ in range(BIDS_AT_ONCE)))
+    await asyncio.gather(*(change() for _ in range(UPDATES_AT_ONCE)))

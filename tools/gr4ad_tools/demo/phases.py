@@ -7,9 +7,10 @@ import contextlib
 import gc
 import hashlib
 import itertools
+import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import grpc
@@ -43,7 +44,6 @@ PROBES = 20
 SWAPS = 20
 SAMPLE_USERS = 6
 TRACE_WAIT_S = 20.0
-SENDER_WAIT_S = 60.0
 RPC_TIMEOUT_S = 10.0
 BEHAVIORS = {1: "shown", 2: "clicked", 3: "bought"}
 
@@ -169,6 +169,13 @@ async def swap_policies(
 ) -> None:
     """Let concurrent users ask while two policies take turns, each once the other serves; fill the record."""
     training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
+    generator = generation_pb2_grpc.GenerationServiceStub(channels["ad_generator"])
+
+    async def swaps() -> int:
+        status = await generator.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=RPC_TIMEOUT_S)
+        return status.policy_swaps
+
+    before = await swaps()
     async with _concurrent_users(channels["ad_generator"], contexts, f"{run_id}-users") as record.traffic:
         record.traffic_start = time.monotonic()
         for swap in range(SWAPS):
@@ -181,6 +188,7 @@ async def swap_policies(
             record.swap_times.append(time.monotonic() - record.traffic_start)
             on_progress((swap + 1) / SWAPS)
         await asyncio.sleep(SERVED_BETWEEN_SWAPS_S)
+    record.policy_swaps = await swaps() - before
 
 
 async def change_ads(
@@ -229,7 +237,7 @@ def traffic_figures(record: Record, asked: Sequence[ScoredLists]) -> dict[str, F
         "p99_ms": percentile(traffic.latencies_ms, 99, "ms"),
         "beside_probes_p99_ms": percentile(beside.latencies_ms, 99, "ms"),
         "failed_requests": Figure(failed, "requests", requests + others),
-        "policy_swaps": Figure(len(record.swap_times), "swaps"),
+        "policy_swaps": Figure(record.policy_swaps, "swaps"),
         "swap_failed_requests": Figure(traffic.failed, "requests", requests),
     }
 
@@ -250,21 +258,24 @@ async def report_what_was_shown(
     return {"impressions_logged": Figure(shown, "events"), "feedback_logged": Figure(responded, "events")}
 
 
-async def log_figures(channels: dict[str, grpc.aio.Channel], logged_before: int) -> dict[str, Figure]:
-    """Wait until the generators have handed over their lists, and count on both sides what this run served."""
-    generators = [generation_pb2_grpc.GenerationServiceStub(channels[name]) for name in online.GENERATORS.values()]
-    give_up = time.monotonic() + SENDER_WAIT_S
-    while True:
-        request = generation_pb2.GetEngineStatusRequest()
-        states = [await generator.GetEngineStatus(request, timeout=RPC_TIMEOUT_S) for generator in generators]
-        if not any(status.lists_queued for status in states) or time.monotonic() > give_up:
-            break
-        await asyncio.sleep(0.2)
+async def log_figures(
+    channels: dict[str, grpc.aio.Channel], logged_before: int, restarts: Mapping[str, int]
+) -> dict[str, Figure]:
+    """Wait until the generators have handed over their lists, and count on both sides what this run served.
+
+    A generator counts from its start: if one was started again, nobody knows what it served before.
+    """
+    states = await online.lists_handed_over(channels)
     logged = (await online.reward_summary(channels["reward_logger"])).served_lists - logged_before
+    unknown = any(restarts.get(name) for name in online.GENERATORS.values())
+    served, dropped = (
+        math.nan if unknown else sum(getattr(status, name) for status in states)
+        for name in ("requests_answered", "lists_dropped")
+    )
     return {
-        "lists_served": Figure(sum(status.requests_answered for status in states), "lists"),
+        "lists_served": Figure(served, "lists"),
         "lists_logged": Figure(logged, "lists"),
-        "lists_dropped": Figure(sum(status.lists_dropped for status in states), "lists"),
+        "lists_dropped": Figure(dropped, "lists"),
     }
 
 

@@ -17,6 +17,7 @@ MUTED = "#8a929b"
 POLICY = "#2b6cb0"
 SECOND = "#c05621"
 THIRD = "#2f855a"
+FOURTH = "#6b46c1"
 STYLE: dict[Any, Any] = {  # its declared keys are a literal of all parameters
     "svg.fonttype": "none",
     "svg.hashsalt": "gr4ad",  # the same values give the same file
@@ -129,7 +130,7 @@ def revenue_over_time(
 def publications(lists: Sequence[float], measured: Mapping[str, Sequence[float]]) -> str:
     """Draw what the gate measured at each publication, against the lists learned from."""
     figure, axes = _axes(5.6, 2.6)
-    for (name, values), colour in zip(measured.items(), (POLICY, SECOND, THIRD), strict=True):
+    for (name, values), colour in zip(measured.items(), (POLICY, SECOND, FOURTH, THIRD), strict=True):
         axes.plot(lists, values, color=colour, linewidth=1.2, marker="o", markersize=4, label=name)
     axes.axhline(1.0, color=MUTED, linewidth=1, linestyle=":")
     axes.set_ylim(bottom=0)

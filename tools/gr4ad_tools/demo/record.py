@@ -42,6 +42,7 @@ class Record:
     probed_traffic: Traffic = field(default_factory=Traffic)  # beside the probes of the live index
     traffic_start: float = 0.0
     swap_times: list[float] = field(default_factory=list)
+    policy_swaps: int = 0  # as the generator counts them
     delays: LiveIndexDelays = field(default_factory=LiveIndexDelays)
     online: OnlinePhase = field(default_factory=OnlinePhase)
     bids_made_up: bool = False

@@ -122,7 +122,10 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
                     "svg": plots.revenue_bars(rpm),
                     "caption": "Expected revenue of each policy's lists. RSPO over VSL: "
                     f"{figures['rspo_lift_pct'].value:+.1f} % "
-                    f"({figures['rspo_lift_ci_low'].value:+.1f} to {figures['rspo_lift_ci_high'].value:+.1f}).",
+                    f"({figures['rspo_lift_ci_low'].value:+.1f} to {figures['rspo_lift_ci_high'].value:+.1f}); on users "
+                    f"who were not met while it learned, {figures['rspo_strangers_lift_pct'].value:+.1f} % "
+                    f"({figures['rspo_strangers_lift_ci_low'].value:+.1f} to "
+                    f"{figures['rspo_strangers_lift_ci_high'].value:+.1f}).",
                 }
             ],
         }
@@ -136,7 +139,8 @@ def _online(record: Record) -> list[dict[str, Any]]:
     lists = [policy.metrics["lists"] for policy in phase.publications]
     measured = {
         "drift, nats": "drift",
-        "calibration: expected over earned": "calibration",
+        "calibration: expected eCPM over earned": "calibration",
+        "eCPM token: expected over the start's": "ecpm",
         "recall@10 over the start's": "recall",
     }
     by_name = [_gate_values(policy.metrics) for policy in phase.publications]
@@ -161,7 +165,8 @@ def _online(record: Record) -> list[dict[str, Any]]:
                     "svg": plots.publications(
                         lists, {label: [values[name] for values in by_name] for label, name in measured.items()}
                     ),
-                    "caption": "What the gate measured on held-out users at each publication.",
+                    "caption": "What the gate measured on held-out users at each publication; what needs more responses "
+                    "than there were is left out.",
                 },
             ],
         }
@@ -169,9 +174,16 @@ def _online(record: Record) -> list[dict[str, Any]]:
 
 
 def _gate_values(metrics: Mapping[str, float]) -> dict[str, float]:
-    start = metrics.get("start_recall@10", 0.0)
-    recall = metrics["held_out_recall@10"] / start if start else math.nan
-    return {"drift": metrics["drift"], "calibration": metrics.get("calibration", math.nan), "recall": recall}
+    def over_the_starts(name: str) -> float:
+        start = metrics.get(f"start_{name}", 0.0)
+        return metrics[name] / start if start else math.nan
+
+    return {
+        "drift": metrics["drift"],
+        "calibration": metrics.get("calibration", math.nan),
+        "ecpm": over_the_starts("ecpm_calibration"),
+        "recall": over_the_starts("held_out_recall@10"),
+    }
 
 
 def revenue_bands(

@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import copy
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 from gr4ad.training.v1 import training_pb2
 from gr4ad_core.learning.data_folder import check_folder
 from gr4ad_runtime.channels import open_channel
@@ -77,11 +78,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
         TrainingRunError: A training run did not succeed.
     """
     start = time.monotonic()
-    source = (
-        {"data_sha256": phases.fingerprint(options.data)}
-        if options.data
-        else {"market": SCENARIO, "market_version": version_hash(SCENARIOS[SCENARIO]())}
-    )
+    source = source_of(options)
     state = RunState.open(options.out, {**source, "seed": options.seed, "preset": options.preset})
     earlier_seconds = float(state.results.get("seconds", 0.0))
     record = Record(source=f"Data folder {options.data.name}" if options.data else "Simulated market")
@@ -119,7 +116,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 record.loss_steps = [point.step for point in run.losses]
                 record.losses = [point.loss for point in run.losses]
             state.done("seconds", earlier_seconds + time.monotonic() - start)
-            await suite.wait_ready("ad_generator")
+            await online.begin_with(suite, channels, policy_id, items)
 
             contexts = split.contexts()
             before = await online.reward_summary(channels["reward_logger"])
@@ -164,7 +161,8 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
             asked = [scored]
             if judge is not None:
                 with steps.phase("Judge revenue by the market's truth"):
-                    figures_of_revenue, judged = await _judge(channels, judge, split, options.seed, run_id)
+                    met = {shown.user_id for shown in record.online.traffic.shown}
+                    figures_of_revenue, judged = await _judge(channels, judge, split, met, options.seed, run_id)
                     asked += judged
                     record.figures |= figures_of_revenue
             with steps.phase("Serve concurrent users, swap policies") as phase:
@@ -183,7 +181,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                     record.request_trace = await phases.trace_request(receiver, generator, contexts[0], run_id)
                     record.change_trace = await phases.trace_change(receiver, sids, items[0], run_id)
                 record.learning_trace = await phases.trace_learning(receiver, record.online.trace_id)
-                record.figures |= await phases.log_figures(channels, before.served_lists)
+                record.figures |= await phases.log_figures(channels, before.served_lists, suite.restarts)
                 after = await online.reward_summary(channels["reward_logger"])
                 record.figures |= online.event_figures(tracked, before, after)
     record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
@@ -194,6 +192,13 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
     write_report(options.out / "report.html", record, document)
     state.finish()
     return document, record
+
+
+def source_of(options: DemoOptions) -> dict[str, str]:
+    """Return what tells the data of a run apart: a digest of the folder, or the market and its version."""
+    if options.data:
+        return {"data_sha256": phases.fingerprint(options.data)}
+    return {"market": SCENARIO, "market_version": version_hash(SCENARIOS[SCENARIO]())}
 
 
 def _prepare(options: DemoOptions, state: RunState, steps: Steps) -> tuple[Path, Market | None]:
@@ -254,9 +259,17 @@ async def _tracker(suite: Suite, channel: grpc.aio.Channel) -> AsyncIterator[tup
 
 
 async def _judge(
-    channels: Mapping[str, grpc.aio.Channel], market: Market, split: LeaveOneOut, seed: int, run_id: str
+    channels: Mapping[str, grpc.aio.Channel],
+    market: Market,
+    split: LeaveOneOut,
+    met: Collection[str],
+    seed: int,
+    run_id: str,
 ) -> tuple[dict[str, figures.Figure], list[evaluation.ScoredLists]]:
-    """Let both arms answer the same fixed requests, and return what their lists are worth, and the answers."""
+    """Let both arms answer the same fixed requests, and return what their lists are worth, and the answers.
+
+    Beside the lift on all requests stands that on users who were not `met` while the policy learned.
+    """
     fixed = yardstick.FixedRequests.draw(market, split.interactions, seed)
     arms = {"vsl": online.GENERATORS[STABLE], "rspo": online.GENERATORS[CANARY]}
     answers = {
@@ -265,7 +278,11 @@ async def _judge(
     }
     lists = {name: yardstick.shown_lists(market, answer) for name, answer in answers.items()}
     found = yardstick.revenue_figures(market, fixed, lists, seed)
-    found |= yardstick.lift_figures(market, fixed, lists["rspo"], lists["vsl"], seed, "rspo")
+    strangers_R = np.array([market.user_ids[user] not in met for user in fixed.users_R])
+    for name, rows_R in {"rspo": np.ones(len(strangers_R), bool), "rspo_strangers": strangers_R}.items():
+        found |= yardstick.lift_figures(
+            market, fixed.only(rows_R), lists["rspo"][rows_R], lists["vsl"][rows_R], seed, name
+        )
     return found, list(answers.values())
 
 

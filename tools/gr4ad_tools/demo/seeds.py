@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from scipy import stats
 
 from gr4ad_tools import figures
-from gr4ad_tools.demo.run import DemoOptions
+from gr4ad_tools.demo.run import DemoOptions, source_of
 from gr4ad_tools.demo.state import RunState
 
 
@@ -31,7 +33,8 @@ def run_seeds(options: DemoOptions, seeds: int, console: Console) -> dict[str, A
         OutputFolderError: The output folder holds something else.
     """
     numbers = range(options.seed, options.seed + seeds)
-    parameters = {"seeds": list(numbers), "data": str(options.data or ""), "preset": options.preset}
+    source = source_of(options)
+    parameters = {**source, "seeds": list(numbers), "preset": options.preset, "chaos": options.chaos}
     state = RunState.open(options.out, parameters)
     for seed in numbers:
         name = f"seed-{seed}"
@@ -41,7 +44,7 @@ def run_seeds(options: DemoOptions, seeds: int, console: Console) -> dict[str, A
         run_seed(replace(options, out=options.out / name, seed=seed))
         state.done(name, json.loads((options.out / name / "summary.json").read_text())["figures"])
     means = mean_figures([state.results[f"seed-{seed}"] for seed in numbers])
-    document = figures.document(means, options.command, options.seed, seeds=list(numbers))
+    document = figures.document(means, options.command, options.seed, seeds=list(numbers), source=source)
     figures.write_json(options.out / "summary.json", document)
     state.finish()
     return document
@@ -63,6 +66,18 @@ def run_seed(options: DemoOptions) -> None:
 
 
 def mean_figures(runs: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, figures.Figure]:
-    """Return the mean, least and largest value over the runs of each figure that all of them have."""
+    """Return the mean, least and largest value over the runs of each figure that all of them have.
+
+    The ends of an interval are those of Student's interval of 95 % around the mean: means of the runs' own ends would
+    span no such thing.
+    """
     common = [name for name in runs[0] if all(name in run for run in runs)]
-    return {name: figures.mean([run[name]["value"] for run in runs], runs[0][name]["unit"]) for name in common}
+    means = {name: figures.mean([run[name]["value"] for run in runs], runs[0][name]["unit"]) for name in common}
+    for name in common:
+        base, end = name.rpartition("_ci_")[::2]
+        values = [run[of]["value"] for of in (base, f"{base}_pct") if of in common for run in runs]
+        if base and len(runs) > 1:
+            half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+            value = float(np.mean(values) + (half if end == "high" else -half))
+            means[name] = figures.Figure(value, runs[0][name]["unit"], len(values))
+    return means
