@@ -126,7 +126,7 @@ def test_revenue_is_drawn_where_a_market_judged_it(record: Record, tmp_path: Pat
     assert "<h2>Revenue</h2>" in text
     assert "1,000 fixed requests" in text
     assert text.count("<svg") == 10
-    assert "RSPO over VSL: +5.0 % (+5.0 to +5.0); on users who were not met" in text
+    assert "RSPO over VSL: +5.0 % (+5.0 to +5.0); on users who were not met while it learned: +5.0 %" in text
     assert "The folder has no bids" in text
 
 

@@ -120,16 +120,17 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
             "drawings": [
                 {
                     "svg": plots.revenue_bars(rpm),
-                    "caption": "Expected revenue of each policy's lists. RSPO over VSL: "
-                    f"{figures['rspo_lift_pct'].value:+.1f} % "
-                    f"({figures['rspo_lift_ci_low'].value:+.1f} to {figures['rspo_lift_ci_high'].value:+.1f}); on users "
-                    f"who were not met while it learned, {figures['rspo_strangers_lift_pct'].value:+.1f} % "
-                    f"({figures['rspo_strangers_lift_ci_low'].value:+.1f} to "
-                    f"{figures['rspo_strangers_lift_ci_high'].value:+.1f}).",
+                    "caption": f"Expected revenue of each policy's lists. RSPO over VSL: {_lift(figures, 'rspo_lift')}; on "
+                    f"users who were not met while it learned: {_lift(figures, 'rspo_strangers_lift')}.",
                 }
             ],
         }
     ]
+
+
+def _lift(figures: Mapping[str, Figure], name: str) -> str:
+    value, low, high = (figures[f"{name}_{end}"].value for end in ("pct", "ci_low", "ci_high"))
+    return f"{value:+.1f} % ({low:+.1f} to {high:+.1f})"
 
 
 def _online(record: Record) -> list[dict[str, Any]]:
@@ -165,8 +166,8 @@ def _online(record: Record) -> list[dict[str, Any]]:
                     "svg": plots.publications(
                         lists, {label: [values[name] for values in by_name] for label, name in measured.items()}
                     ),
-                    "caption": "What the gate measured on held-out users at each publication; what needs more responses "
-                    "than there were is left out.",
+                    "caption": "What the gate measured on held-out users at each publication; what needs more "
+                    "responses than there were is left out.",
                 },
             ],
         }
