@@ -120,8 +120,9 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
             "drawings": [
                 {
                     "svg": plots.revenue_bars(rpm),
-                    "caption": f"Expected revenue of each policy's lists. RSPO over VSL: {_lift(figures, 'rspo_lift')}; on "
-                    f"users who were not met while it learned: {_lift(figures, 'rspo_strangers_lift')}.",
+                    "caption": "Expected revenue of each policy's lists. RSPO over VSL: "
+                    f"{_lift(figures, 'rspo_lift')}; on users who were not met while it learned: "
+                    f"{_lift(figures, 'rspo_strangers_lift')}.",
                 }
             ],
         }
