@@ -48,7 +48,9 @@ POLL_S = 0.1
 UPDATES_AT_ONCE = 32
 GENERATORS = {STABLE: "ad_generator", CANARY: "ad_generator_canary"}
 KILLED = ("reward_logger", "rspo_trainer", "sid_assigner", GENERATORS[CANARY], GENERATORS[STABLE])
-"""In this order, one after the other, each once the one before it is back."""
+"""In this order, one after the other."""
+FEW_LISTS = 128
+"""Lists that a generator under traffic has on their way at any time."""
 
 
 @dataclass
@@ -183,7 +185,7 @@ async def learn_online(
         answered += 1
         on_progress(min(1.0, answered / REQUESTS), f"{answered} requests, {REQUESTS} at least")
 
-    killing = asyncio.create_task(_kill_in_turn(suite, lambda: answered)) if chaos else None
+    killing = asyncio.create_task(_kill_in_turn(suite, channels, lambda: answered)) if chaos else None
     try:
         async with _paced(channels, audience, pacing, phase):
             phase.traffic = await run_online(
@@ -247,14 +249,16 @@ async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSumma
     return await stub.GetRewardSummary(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
 
 
-async def lists_handed_over(channels: Mapping[str, grpc.aio.Channel]) -> list[generation_pb2.GetEngineStatusResponse]:
-    """Wait until the generators have sent the lists they served to the reward log, and return their states."""
+async def lists_handed_over(
+    channels: Mapping[str, grpc.aio.Channel], few: int = 0
+) -> list[generation_pb2.GetEngineStatusResponse]:
+    """Wait until the generators have sent what they served, but for a few lists each, to the log; return their states."""
     stubs = [generation_pb2_grpc.GenerationServiceStub(channels[name]) for name in GENERATORS.values()]
     request = generation_pb2.GetEngineStatusRequest()
     give_up = time.monotonic() + SENDER_WAIT_S
     while True:
         states = [await stub.GetEngineStatus(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True) for stub in stubs]
-        if not any(status.lists_queued for status in states) or time.monotonic() > give_up:
+        if all(status.lists_queued <= few for status in states) or time.monotonic() > give_up:
             return states
         await asyncio.sleep(POLL_S)
 
@@ -323,10 +327,11 @@ async def _paced(
             until.set()
 
 
-async def _kill_in_turn(suite: Suite, answered: Callable[[], int]) -> None:
-    """Kill each service once, the next when the one before is back."""
+async def _kill_in_turn(suite: Suite, channels: Mapping[str, grpc.aio.Channel], answered: Callable[[], int]) -> None:
+    """Kill each service once, the next when the one before is back and the lists that piled up meanwhile are logged."""
     for number, name in enumerate(KILLED, start=1):
         await _kill(suite, name, answered, number * REQUESTS / (len(KILLED) + 1))
+        await lists_handed_over(channels, FEW_LISTS)
 
 
 async def _kill(suite: Suite, name: str, answered: Callable[[], int], due: float) -> None:
