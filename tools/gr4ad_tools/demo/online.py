@@ -252,7 +252,7 @@ async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSumma
 async def lists_handed_over(
     channels: Mapping[str, grpc.aio.Channel], few: int = 0
 ) -> list[generation_pb2.GetEngineStatusResponse]:
-    """Wait until the generators have sent what they served, but for a few lists each, to the log; return their states."""
+    """Wait until the generators have sent what they served, but a few lists each, to the log; return their states."""
     stubs = [generation_pb2_grpc.GenerationServiceStub(channels[name]) for name in GENERATORS.values()]
     request = generation_pb2.GetEngineStatusRequest()
     give_up = time.monotonic() + SENDER_WAIT_S
