@@ -11,11 +11,12 @@ import pytest
 from gr4ad.training.v1 import training_pb2
 from gr4ad_tools.demo.online import OnlinePhase
 from gr4ad_tools.demo.record import GeneratedFor, Record
-from gr4ad_tools.demo.report import format_value, revenue_bands, write_report
+from gr4ad_tools.demo.report import revenue_bands, write_report
 from gr4ad_tools.figures import Figure, document
 from gr4ad_tools.live_index import LiveIndexDelays
 from gr4ad_tools.online_traffic import OnlineTraffic, Shown
 from gr4ad_tools.otlp_receiver import Span
+from gr4ad_tools.report_page import format_value
 from gr4ad_tools.traffic import Answer, Traffic
 
 NAMES = ("recall@5", "recall@10", "ndcg@5", "ndcg@10")

@@ -11,7 +11,8 @@ import typer
 from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
 
-from gr4ad_tools import ab, codebook, data, ingest, measure, reward, train, up
+from gr4ad_tools import ab, bench, codebook, data, ingest, measure, reward, train, up
+from gr4ad_tools.codebook_report.page import report_command
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
 from gr4ad_tools.demo.seeds import SeedFailedError, run_seeds
 from gr4ad_tools.demo.state import OutputFolderError
@@ -25,7 +26,8 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.add_typer(data.app, name="data", help="Check, convert and simulate data folders.")
-app.add_typer(codebook.app, name="codebook", help="Fit, activate and list codebooks.")
+codebook.app.command("report")(report_command)
+app.add_typer(codebook.app, name="codebook", help="Fit, activate, list and show codebooks.")
 app.command("ingest")(ingest.ingest_command)
 app.add_typer(ingest.sid_app, name="sid")
 app.command("train")(train.train_command)
@@ -34,6 +36,7 @@ app.command("eval")(measure.evaluate)
 app.command("traffic")(measure.traffic)
 app.command("live-index")(measure.live_index)
 app.add_typer(reward.app, name="reward", help="Look into the reward log.")
+app.add_typer(bench.app, name="bench", help="Measure single parts beside what they compete with.")
 app.add_typer(ab.app, name="ab", help="Compare the arms of an A/B split.")
 
 

@@ -138,7 +138,7 @@ def fit(
         task = bar.add_task("read", total=1.0)
         try:
             fit_codebook_from_folder(
-                data_dir, artifacts, codebook_id, seed, _sizes(level_sizes),
+                data_dir, artifacts, codebook_id, seed, parse_sizes(level_sizes),
                 lambda step, share: bar.update(task, description=step, completed=share),
             )  # fmt: skip
         except (ValueError, DataFolderError, Gr4adError) as error:
@@ -189,7 +189,12 @@ def _shown(codebook: sid_pb2.Codebook) -> str:
     return ",".join(str(size) for size in codebook.level_sizes)
 
 
-def _sizes(text: str) -> tuple[int, ...] | None:
+def parse_sizes(text: str) -> tuple[int, ...] | None:
+    """Return the level sizes that a text of numbers with commas gives; None where it is empty.
+
+    Raises:
+        ValueError: It is no such text.
+    """
     try:
         return tuple(int(size) for size in text.split(",")) if text else None
     except ValueError:

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from gr4ad_tools import evaluation, figures
 from gr4ad_tools.demo import phases
-from gr4ad_tools.demo.report import format_value
 from gr4ad_tools.figures import Figure, percentile
 from gr4ad_tools.ingest import to_ad
 from gr4ad_tools.live_index import probe
+from gr4ad_tools.report_page import format_value
 from gr4ad_tools.traffic import run_users
 
 DataFolder = Annotated[Path, typer.Argument(help="Normalised data folder whose users are asked for.", exists=True)]

@@ -42,6 +42,17 @@ def balanced_kmeans(points: NDArray[np.float32], k: int, seed: int, iterations: 
     Raises:
         ValueError: There is no point, a number is not finite, or `k` or `iterations` is not positive.
     """
+    centroids_KD = balanced_centroids(points, k, seed, iterations)
+    points_ND = np.ascontiguousarray(points, dtype=np.float32)
+    return Clustering(centroids_KD, capacity_match(points_ND, centroids_KD, _share(points_ND, k)))
+
+
+def balanced_centroids(points: NDArray[np.float32], k: int, seed: int, iterations: int = 12) -> NDArray[np.float32]:
+    """Return the centroids of `balanced_kmeans`, float32 [k, D], without a label for each point.
+
+    Raises:
+        ValueError: As `balanced_kmeans` does.
+    """
     points_ND = np.ascontiguousarray(points, dtype=np.float32)
     if points_ND.ndim != 2 or points_ND.size == 0:
         raise ValueError(f"points: shape {points_ND.shape}: give at least one point, as [N, D]")
@@ -57,7 +68,7 @@ def balanced_kmeans(points: NDArray[np.float32], k: int, seed: int, iterations: 
     centroids_KD = _first_centroids(sample_SD, k, rng)
     for _ in range(iterations):
         centroids_KD = _means(sample_SD, capacity_match(sample_SD, centroids_KD, _share(sample_SD, k)), centroids_KD)
-    return Clustering(centroids_KD, capacity_match(points_ND, centroids_KD, _share(points_ND, k)))
+    return centroids_KD
 
 
 def _share(points_ND: NDArray[np.float32], k: int) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr4ad_core.sid.ad_content import AdContent, render
-from gr4ad_core.sid.balanced_kmeans import balanced_kmeans
+from gr4ad_core.sid.balanced_kmeans import balanced_centroids
 from gr4ad_core.sid.business_code import BusinessSignals, probe_codes
 from gr4ad_core.sid.codebook_config import CodebookConfig, default_level_sizes
 from gr4ad_core.sid.codebook_file import ARRAYS_FILE, REFIT, CodebookFileError, read_folder, write_folder
@@ -205,7 +205,7 @@ def fit_codebook(
         raise ValueError("embeddings: empty: give at least one vector to fit the codebook on")
     levels: list[NDArray[np.float32]] = []
     for depth, size in enumerate(config.level_sizes[:-1]):
-        centroids_VD = balanced_kmeans(residual_ND, size, config.seed + depth, config.iterations).centroids
+        centroids_VD = balanced_centroids(residual_ND, size, config.seed + depth, config.iterations)
         # What is left over must be what `quantise` leaves, hence the nearest centroid and not the balanced label.
         residual_ND = residual_ND - centroids_VD[quantise((centroids_VD,), residual_ND)[:, 0]]
         levels.append(centroids_VD)

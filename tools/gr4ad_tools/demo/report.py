@@ -8,17 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from gr4ad_tools.bootstrap import UserSums, bootstrap_ratio
-from gr4ad_tools.demo import plots
 from gr4ad_tools.demo.record import GeneratedFor, Record
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.live_index import PAUSE_LIMIT_S
 from gr4ad_tools.online_traffic import OnlineTraffic
 from gr4ad_tools.otlp_receiver import Span
+from gr4ad_tools.report_page import plots, write_page
 from gr4ad_tools.split import CANARY, STABLE
 
 LATENCY_LIMIT_MS = 100.0
@@ -58,19 +57,15 @@ def write_report(path: Path, record: Record, document: dict[str, Any]) -> None:
         record: What the run saw.
         document: The summary, as written to summary.json.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("gr4ad_tools.demo", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    machine = document["machine"]
-    html = environment.get_template("report.html.j2").render(
+    write_page(
+        path,
+        "gr4ad_tools.demo",
+        "report.html.j2",
+        document,
         title="Ads, written by one model",
         subtitle=f"{record.source} · codebook {record.codebook_id} {_sizes(record.level_sizes)} · "
         f"version {document['version']} · seed {document['seed']}",
-        tiles=[
-            {"value": format_value(record.figures[name]), "label": label}
-            for name, label in TILES.items()
-            if name in record.figures
-        ],
+        tiles=TILES,
         sections=_sections(record),
         traces=[
             {"title": "A request: caller → generator → reward log", "spans": _waterfall(record.request_trace)},
@@ -81,23 +76,7 @@ def write_report(path: Path, record: Record, document: dict[str, Any]) -> None:
             {"title": "A new ad: ingest → catalogue feed → live index", "spans": _waterfall(record.change_trace)},
         ],
         users=[_user(user) for user in record.users],
-        provenance=f"Printed by “{document['command']}” on {machine['cpus']} cores "
-        f"({machine['gemm_gflops_f32']} GFLOP/s in float32).",
-        rows=[
-            {
-                "name": name,
-                "value": format_value(figure),
-                "unit": figure.unit,
-                "n": figure.n,
-                "min": "" if figure.min is None else f"{figure.min:.4g}",
-                "max": "" if figure.max is None else f"{figure.max:.4g}",
-            }
-            for name, figure in record.figures.items()
-        ],
     )
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(html)
-    partial.replace(path)
 
 
 def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
@@ -119,7 +98,7 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
             "click is drawn. The oracle shows the best lists there are, knowing the truth.",
             "drawings": [
                 {
-                    "svg": plots.revenue_bars(rpm),
+                    "svg": plots.bars(rpm, "{:.1f}", "revenue per 1,000 impressions"),
                     "caption": "Expected revenue of each policy's lists. RSPO over VSL: "
                     f"{_lift(figures, 'rspo_lift')}; on users who were not met while it learned: "
                     f"{_lift(figures, 'rspo_strangers_lift')}.",
@@ -213,16 +192,6 @@ def revenue_bands(
                 found[:, part] = interval.value, interval.low, interval.high
         bands[channel] = (found[0], found[1], found[2])
     return (edges[:-1] + edges[1:]) / 2, bands
-
-
-def format_value(figure: Figure) -> str:
-    """Return a figure's value as a person reads it."""
-    value = figure.value
-    if math.isnan(value):
-        return "not measured"
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{int(value):,}"
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:,.1f}"
 
 
 def _sections(record: Record) -> list[dict[str, Any]]:

@@ -101,13 +101,31 @@ def width_bars(counts: Mapping[tuple[int, ...], int]) -> str:
     return _svg(figure)
 
 
-def revenue_bars(rpm: Mapping[str, float]) -> str:
-    """Draw each policy's revenue per mille."""
-    figure, axes = _axes(5.6, 0.8 + 0.36 * len(rpm))
-    bars = axes.barh(list(rpm), list(rpm.values()), color=POLICY)
-    axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+def bars(values: Mapping[str, float], number: str, label: str = "") -> str:
+    """Draw one bar per name, its number at its end in the given format."""
+    figure, axes = _axes(5.6, 0.8 + 0.36 * len(values))
+    drawn = axes.barh(list(values), list(values.values()), color=POLICY)
+    axes.bar_label(drawn, fmt=number.format, padding=3, fontsize=8)
     axes.margins(x=0.12)
-    axes.set_xlabel("revenue per 1,000 impressions")
+    axes.set_xlabel(label)
+    return _svg(figure)
+
+
+def code_map(
+    points_V2: NDArray[np.float64], ads_V: NDArray[np.int64], kind_V: NDArray[np.int64], kinds: Sequence[str]
+) -> str:
+    """Draw codes as points in a plane: area by their number of ads, colour by kind."""
+    figure, axes = _axes(5.6, 4.2)
+    colours = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]  # of a list of colours
+    for kind, name in enumerate(kinds):
+        of = kind_V == kind
+        if of.any():
+            sizes = 160.0 * ads_V[of] / max(1, ads_V.max())
+            x, y = points_V2[of].T
+            axes.scatter(x, y, s=sizes, color=colours[kind % 10], alpha=0.6, linewidths=0, label=name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _svg(figure)
 
 

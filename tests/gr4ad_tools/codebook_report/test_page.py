@@ -1,0 +1,58 @@
+"""`gr4ad codebook report` on a small simulated market."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from gr4ad_tools.cli import app
+from gr4ad_tools.codebook import fit_codebook_from_folder
+from gr4ad_tools.simulate import Market
+from typer.testing import CliRunner
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    Market("tiny", 1).write_folder(folder / "market")
+    fit_codebook_from_folder(folder / "market", str(folder / "artifacts"), "tiny", seed=0)
+    return folder
+
+
+def test_the_page_shows_figures_drawings_and_neighbours(folder: Path) -> None:
+    out = folder / "out"
+    arguments = ["codebook", "report", str(folder / "market"), "--artifacts", str(folder / "artifacts"), "--id", "tiny"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(out), "--json"])
+    assert result.exit_code == 0, result.output
+    figures = json.loads((out / "summary.json").read_text())["figures"]
+    assert (figures["cpr"]["value"], figures["col"]["value"]) == (1.0, 0.0)
+    assert (
+        0.0 < figures["reconstruction_error_level_2"]["value"] < figures["reconstruction_error_level_1"]["value"] < 1.0
+    )
+    recall = [figures[f"cobought_recall@{k}_content"]["value"] for k in (1, 5, 10)]
+    assert 0.0 <= recall[0] <= recall[1] <= recall[2] <= 1.0
+    assert figures["cobought_recall@10_content"]["n"] > 20
+    text = (out / "report.html").read_text()
+    assert text.count("<svg") == 3
+    assert "<h2>Neighbours</h2>" in text
+    assert re.search(r"\d+ others", text)
+    for name in figures:
+        assert f"<td>{name}</td>" in text
+
+
+def test_a_codebook_that_is_not_there_is_named(folder: Path) -> None:
+    arguments = [
+        "codebook",
+        "report",
+        str(folder / "market"),
+        "--artifacts",
+        str(folder / "artifacts"),
+        "--id",
+        "other",
+    ]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(folder / "none")])
+    assert result.exit_code == 1
+    assert "codebooks/other" in result.output
+    assert not (folder / "none").exists()

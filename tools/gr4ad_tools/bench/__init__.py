@@ -1,0 +1,15 @@
+"""`gr4ad bench`: measured figures of single parts, beside what they compete with in the same run."""
+
+from __future__ import annotations
+
+import typer
+
+from gr4ad_tools.bench.codebook import codebook_command
+
+app = typer.Typer(no_args_is_help=True)
+app.command("codebook")(codebook_command)
+
+
+@app.callback()
+def _group() -> None:
+    """Measure single parts beside what they compete with."""
