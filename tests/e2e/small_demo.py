@@ -11,7 +11,7 @@ import pickle
 import sys
 from pathlib import Path
 
-from gr4ad_tools.demo import online, phases, run
+from gr4ad_tools.demo import kills, online, phases, run
 from gr4ad_tools.demo.run import DemoOptions, run_demo
 from rich.console import Console
 
@@ -21,7 +21,7 @@ run.SCENARIO = "tiny"
 phases.SWAPS, phases.PROBES = 4, 4
 if chaos:
     phases.SWAPS, phases.PROBES, phases.TRACE_WAIT_S = 2, 1, 2.0  # traces die with the services that hold them
-    online.FEW_LISTS = 100_000  # the next one is killed before the log has caught up
+    kills.FEW_LISTS = 100_000  # the next one is killed before the log has caught up
 online.REQUESTS, online.PUBLISH_LISTS = 2048, 256
 options = DemoOptions(None if chaos else data, out, seed=3, preset="tiny", command="gr4ad demo", chaos=chaos)
 result.write_bytes(pickle.dumps(asyncio.run(run_demo(options, Console()))))

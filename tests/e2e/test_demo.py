@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from gr4ad_core.learning.data_folder import read_interactions
-from gr4ad_tools.demo import online
+from gr4ad_tools.demo.kills import KILLED
 from gr4ad_tools.demo.record import Record
 from gr4ad_tools.demo.run import DataError, DemoOptions, run_demo
 from gr4ad_tools.leave_one_out import leave_one_out
@@ -156,7 +156,7 @@ def test_one_trace_spans_ingest_catalogue_feed_and_generator(
 
 def test_killed_in_turn_every_service_comes_back_and_no_outcome_is_lost_or_counted_twice(tmp_path: Path) -> None:
     document, record = small_demo("chaos", tmp_path / "out")
-    assert all(record.online.restarts[name] == 1 for name in online.KILLED)
+    assert all(record.online.restarts[name] == 1 for name in KILLED)
     assert value(document, "online_failed") == 0
     assert value(document, "online_retries") > 0
     assert value(document, "events_accepted") > 2048

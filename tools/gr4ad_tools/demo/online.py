@@ -9,8 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import grpc
-from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
-from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
+from gr4ad.reward.v1 import reward_pb2
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_core.learning.data_folder import Item
@@ -19,6 +18,16 @@ from gr4ad_tools import train
 from gr4ad_tools.ab import arm_figures
 from gr4ad_tools.arm_log import read_arms
 from gr4ad_tools.audience import Audience, MarketAudience, ReplayAudience, seeded_bids
+from gr4ad_tools.demo.arms import (
+    GENERATORS,
+    POLL_S,
+    RPC_TIMEOUT_S,
+    lists_handed_over,
+    reward_summary,
+    until_served,
+    update_ads,
+)
+from gr4ad_tools.demo.kills import kill_in_turn
 from gr4ad_tools.figures import Figure, percentile
 from gr4ad_tools.leave_one_out import LeaveOneOut
 from gr4ad_tools.online_traffic import OnlineTraffic, run_online
@@ -41,16 +50,6 @@ PACING_EVERY_S = 2.0
 PUBLISH_S = 10.0
 """Time after which the trainer publishes what it has learned from fewer lists."""
 LEARN_WAIT_S = 180.0
-SWAP_WAIT_S = 60.0
-SENDER_WAIT_S = 60.0
-RPC_TIMEOUT_S = 10.0
-POLL_S = 0.1
-UPDATES_AT_ONCE = 32
-GENERATORS = {STABLE: "ad_generator", CANARY: "ad_generator_canary"}
-KILLED = ("reward_logger", "rspo_trainer", "sid_assigner", GENERATORS[CANARY], GENERATORS[STABLE])
-"""In this order, one after the other."""
-FEW_LISTS = 128
-"""Lists that a generator under traffic has on their way at any time."""
 
 
 @dataclass
@@ -102,36 +101,13 @@ async def replay_audience(
     """
     bids, made_up = seeded_bids({item.item_id: item.bid_micros for item in items}, seed)
     if made_up:
-        await _update_ads(
+        await update_ads(
             sid_pb2_grpc.SidServiceStub(sids),
             [sid_pb2.UpdateAdRequest(ad_id=ad_id, bid_micros=bid) for ad_id, bid in bids.items()],
         )
     item_ids = split.interactions.item_ids
     chosen = [item_ids[split.interactions.items[event]] for event in split.validation_M]
     return ReplayAudience(split.validation_contexts(), chosen, bids, PAGE_SIZE), made_up
-
-
-async def begin_with(
-    suite: Suite, channels: Mapping[str, grpc.aio.Channel], policy_id: str, items: Sequence[Item]
-) -> None:
-    """Bring both arms to one policy and all ads to the folder's states, whatever an interrupted run has left behind."""
-    training = training_pb2_grpc.TrainingServiceStub(channels["rspo_trainer"])
-    await _cancel_leftovers(training, suite.addresses["rspo_trainer"])
-    for channel, process in GENERATORS.items():
-        await training.ActivatePolicy(
-            training_pb2.ActivatePolicyRequest(policy_id=policy_id, channel=channel), timeout=RPC_TIMEOUT_S
-        )
-        await suite.wait_ready(process)
-        await until_served(channels[process], policy_id)
-    sids = sid_pb2_grpc.SidServiceStub(channels["sid_assigner"])
-    active = {item.item_id for item in items if item.state == "active"}
-    paused = [
-        entry.ad_id
-        async for part in sids.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True))
-        for entry in part.entries
-        if entry.state == sid_pb2.AD_STATE_PAUSED and entry.ad_id in active
-    ]
-    await _update_ads(sids, [sid_pb2.UpdateAdRequest(ad_id=ad_id, state=sid_pb2.AD_STATE_ACTIVE) for ad_id in paused])
 
 
 async def learn_online(
@@ -185,7 +161,7 @@ async def learn_online(
         answered += 1
         on_progress(min(1.0, answered / REQUESTS), f"{answered} requests, {REQUESTS} at least")
 
-    killing = asyncio.create_task(_kill_in_turn(suite, channels, lambda: answered)) if chaos else None
+    killing = asyncio.create_task(kill_in_turn(suite, channels, lambda: answered, REQUESTS)) if chaos else None
     try:
         async with _paced(channels, audience, pacing, phase):
             phase.traffic = await run_online(
@@ -224,43 +200,6 @@ async def learn_online(
     log = await read_arms(traced, phase.first_cursor)
     phase.figures = {**arm_figures(log, STABLE, CANARY, seed), **_phase_figures(phase)}
     return phase
-
-
-async def until_served(channel: grpc.aio.Channel, policy_id: str) -> None:
-    """Wait until a generator serves a policy.
-
-    Raises:
-        TimeoutError: It does not in time.
-    """
-    stub = generation_pb2_grpc.GenerationServiceStub(channel)
-    request = generation_pb2.GetEngineStatusRequest()
-    async with asyncio.timeout(SWAP_WAIT_S):
-        while True:
-            status = await stub.GetEngineStatus(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
-            if status.policy.policy_id == policy_id:
-                return
-            await asyncio.sleep(POLL_S)
-
-
-async def reward_summary(channel: grpc.aio.Channel) -> reward_pb2.GetRewardSummaryResponse:
-    """Return what the reward log holds."""
-    stub = reward_pb2_grpc.RewardServiceStub(channel)
-    request = reward_pb2.GetRewardSummaryRequest()
-    return await stub.GetRewardSummary(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True)
-
-
-async def lists_handed_over(
-    channels: Mapping[str, grpc.aio.Channel], few: int = 0
-) -> list[generation_pb2.GetEngineStatusResponse]:
-    """Wait until the generators have sent what they served, but a few lists each, to the log; return their states."""
-    stubs = [generation_pb2_grpc.GenerationServiceStub(channels[name]) for name in GENERATORS.values()]
-    request = generation_pb2.GetEngineStatusRequest()
-    give_up = time.monotonic() + SENDER_WAIT_S
-    while True:
-        states = [await stub.GetEngineStatus(request, timeout=RPC_TIMEOUT_S, wait_for_ready=True) for stub in stubs]
-        if all(status.lists_queued <= few for status in states) or time.monotonic() > give_up:
-            return states
-        await asyncio.sleep(POLL_S)
 
 
 def event_figures(
@@ -327,28 +266,6 @@ async def _paced(
             until.set()
 
 
-async def _kill_in_turn(suite: Suite, channels: Mapping[str, grpc.aio.Channel], answered: Callable[[], int]) -> None:
-    """Kill each service once, the next when the one before is back and the lists that piled up meanwhile are logged."""
-    for number, name in enumerate(KILLED, start=1):
-        await _kill(suite, name, answered, number * REQUESTS / (len(KILLED) + 1))
-        await lists_handed_over(channels, FEW_LISTS)
-
-
-async def _kill(suite: Suite, name: str, answered: Callable[[], int], due: float) -> None:
-    await _until(lambda: answered() >= due)
-    restarts = suite.restarts[name]
-    suite.kill(name)
-    await _until(lambda: suite.restarts[name] > restarts)
-    await suite.wait_ready(name)
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    while True:
-        if condition():
-            return
-        await asyncio.sleep(POLL_S)
-
-
 async def _learned_to_the_end(
     rewards: grpc.aio.Channel, phase: OnlinePhase, learning: asyncio.Task[training_pb2.TrainingRun]
 ) -> None:
@@ -376,15 +293,6 @@ async def _publications(
     return [policy for policy in listed.policies if policy.create_time.ToNanoseconds() >= since][::-1]
 
 
-async def _cancel_leftovers(training: training_pb2_grpc.TrainingServiceAsyncStub, address: str) -> None:
-    """Cancel online runs of an interrupted demo; the trainer carries out one run at a time."""
-    for run in await train.list_runs(address, 100):
-        if run.state not in train.ENDED:
-            await training.CancelTrainingRun(
-                training_pb2.CancelTrainingRunRequest(run_id=run.run_id), timeout=RPC_TIMEOUT_S
-            )
-
-
 async def _ended(training: training_pb2_grpc.TrainingServiceAsyncStub, run_id: str) -> training_pb2.TrainingRun:
     """Wait for the end of a run that was cancelled."""
     request = training_pb2.GetTrainingRunRequest(run_id=run_id)
@@ -393,13 +301,3 @@ async def _ended(training: training_pb2_grpc.TrainingServiceAsyncStub, run_id: s
         if answer.training_run.state in train.ENDED:
             return answer.training_run
         await asyncio.sleep(POLL_S)
-
-
-async def _update_ads(sids: sid_pb2_grpc.SidServiceAsyncStub, changes: Sequence[sid_pb2.UpdateAdRequest]) -> None:
-    left = iter(changes)
-
-    async def change() -> None:
-        for request in left:
-            await sids.UpdateAd(request, timeout=RPC_TIMEOUT_S)
-
-    await asyncio.gather(*(change() for _ in range(UPDATES_AT_ONCE)))

@@ -25,7 +25,7 @@ from gr4ad_runtime.telemetry import tracer
 from numpy.typing import NDArray
 
 from gr4ad_tools import baselines
-from gr4ad_tools.demo import online
+from gr4ad_tools.demo import arms
 from gr4ad_tools.demo.record import GeneratedFor, Record
 from gr4ad_tools.evaluation import KS, ScoredLists, ranking_figures
 from gr4ad_tools.figures import Figure, percentile
@@ -184,7 +184,7 @@ async def swap_policies(
             await training.ActivatePolicy(
                 training_pb2.ActivatePolicyRequest(policy_id=wanted, channel="stable"), timeout=RPC_TIMEOUT_S
             )
-            await online.until_served(channels["ad_generator"], wanted)
+            await arms.until_served(channels["ad_generator"], wanted)
             record.swap_times.append(time.monotonic() - record.traffic_start)
             on_progress((swap + 1) / SWAPS)
         await asyncio.sleep(SERVED_BETWEEN_SWAPS_S)
@@ -265,9 +265,9 @@ async def log_figures(
 
     A generator counts from its start: if one was started again, nobody knows what it served before.
     """
-    states = await online.lists_handed_over(channels)
-    logged = (await online.reward_summary(channels["reward_logger"])).served_lists - logged_before
-    unknown = any(restarts.get(name) for name in online.GENERATORS.values())
+    states = await arms.lists_handed_over(channels)
+    logged = (await arms.reward_summary(channels["reward_logger"])).served_lists - logged_before
+    unknown = any(restarts.get(name) for name in arms.GENERATORS.values())
     served, dropped = (
         math.nan if unknown else sum(getattr(status, name) for status in states)
         for name in ("requests_answered", "lists_dropped")

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from gr4ad_tools import codebook, evaluation, figures, ingest, train, yardstick
 from gr4ad_tools.audience import Audience
-from gr4ad_tools.demo import online, phases
+from gr4ad_tools.demo import arms, online, phases
 from gr4ad_tools.demo.progress import Phase, Steps
 from gr4ad_tools.demo.record import Record
 from gr4ad_tools.demo.report import write_report
@@ -116,10 +116,10 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                 record.loss_steps = [point.step for point in run.losses]
                 record.losses = [point.loss for point in run.losses]
             state.done("seconds", earlier_seconds + time.monotonic() - start)
-            await online.begin_with(suite, channels, policy_id, items)
+            await arms.begin_with(suite, channels, policy_id, items)
 
             contexts = split.contexts()
-            before = await online.reward_summary(channels["reward_logger"])
+            before = await arms.reward_summary(channels["reward_logger"])
             with steps.phase("Score held-out users over gRPC", len(contexts)) as phase:
                 record.figures |= phases.baseline_figures(split)
                 scored = await evaluation.score(
@@ -182,7 +182,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                     record.change_trace = await phases.trace_change(receiver, sids, items[0], run_id)
                 record.learning_trace = await phases.trace_learning(receiver, record.online.trace_id)
                 record.figures |= await phases.log_figures(channels, before.served_lists, suite.restarts)
-                after = await online.reward_summary(channels["reward_logger"])
+                after = await arms.reward_summary(channels["reward_logger"])
                 record.figures |= online.event_figures(tracked, before, after)
     record.figures["demo_seconds"] = figures.Figure(round(earlier_seconds + time.monotonic() - start, 1), "s")
     document = figures.document(
@@ -271,10 +271,10 @@ async def _judge(
     Beside the lift on all requests stands that on users who were not `met` while the policy learned.
     """
     fixed = yardstick.FixedRequests.draw(market, split.interactions, seed)
-    arms = {"vsl": online.GENERATORS[STABLE], "rspo": online.GENERATORS[CANARY]}
+    processes = {"vsl": arms.GENERATORS[STABLE], "rspo": arms.GENERATORS[CANARY]}
     answers = {
         name: await yardstick.ask_all(channels[process], market, fixed, f"{run_id}-judge-{name}")
-        for name, process in arms.items()
+        for name, process in processes.items()
     }
     lists = {name: yardstick.shown_lists(market, answer) for name, answer in answers.items()}
     found = yardstick.revenue_figures(market, fixed, lists, seed)
