@@ -14,6 +14,11 @@ from gr4ad_tools import tracker as tracker_module
 from gr4ad_tools.tracker import CLICK, CONVERSION, Tracker
 
 
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gr4ad_tools.tracker.LONGEST_WAIT_S", 0.05)
+
+
 class FlakyLog(reward_pb2_grpc.RewardServiceServicer):
     """Stores events by key; fails before or after storing, as the dice say."""
 
