@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from gr4ad.reward.v1 import reward_pb2
 from gr4ad_core.learning.checkpoint import load_checkpoint, save_checkpoint
+from gr4ad_core.learning.list_objective import Preference
 from gr4ad_core.learning.online import OnlineConfig, OnlineLearner, RewardedCandidates
 from gr4ad_core.learning.online_state import load_online_state, save_online_state
 from gr4ad_core.learning.presets import training_preset
@@ -33,7 +34,7 @@ POLICIES = "policies"
 STATES = "online"
 HELD_OUT_LISTS = 2000
 """The latest held-out lists that a gate measures on."""
-MEANS = ("loss", "rspo_loss", "vsl_loss", "log_ratio")
+MEANS = ("loss", "preference_loss", "vsl_loss", "log_ratio")
 
 
 @dataclass
@@ -63,7 +64,15 @@ class OnlineSession:
         held_out_after: The held-out lists that a gate measures on come after it.
     """
 
-    def __init__(self, artifacts: ArtifactStore, run_id: str, start: Policy, catalogue: Catalogue, device: str) -> None:
+    def __init__(
+        self,
+        artifacts: ArtifactStore,
+        run_id: str,
+        start: Policy,
+        catalogue: Catalogue,
+        device: str,
+        preference: Preference,
+    ) -> None:
         """Load the policy to start from.
 
         Raises:
@@ -84,7 +93,7 @@ class OnlineSession:
         self._rates = ChargeRates(
             {name: tuple(rates) for name, rates in self._manifest.training_config.get("charge_rates", {}).items()}
         )
-        self._learner = OnlineLearner(copy.deepcopy(self._start), OnlineConfig(vsl=vsl))
+        self._learner = OnlineLearner(copy.deepcopy(self._start), OnlineConfig(preference=preference, vsl=vsl))
         self._held_out: deque[tuple[int, RewardedCandidates]] = deque(
             maxlen=HELD_OUT_LISTS
         )  # with their place in the log
@@ -168,6 +177,7 @@ class OnlineSession:
         extra: dict[str, Any] = {
             **self._manifest.training_config,
             "source": "online",
+            "preference": self._learner.config.preference,
             "run_id": self._run_id,
             "started_from": self._manifest.policy_id,
             "cursor": self.cursor,

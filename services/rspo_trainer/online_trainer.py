@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 from gr4ad.reward.v1 import reward_pb2
+from gr4ad.training.v1 import training_pb2
 from gr4ad_core.learning.checkpoint import CheckpointError
+from gr4ad_core.learning.list_objective import Preference
 from gr4ad_core.learning.trainer import TrainingStoppedError
 from gr4ad_runtime import semconv
 from gr4ad_runtime.artifacts import ArtifactStore
@@ -41,6 +43,11 @@ CATALOGUE_S = 60.0
 """How often the catalogue is read anew: new ads come, bids change."""
 STATE_S = 30.0
 """How often the state is kept, beside every publication: so much is learned anew after a crash."""
+PREFERENCES: Mapping[training_pb2.Preference.ValueType, Preference] = {
+    training_pb2.PREFERENCE_UNSPECIFIED: "rspo",
+    training_pb2.PREFERENCE_RSPO: "rspo",
+    training_pb2.PREFERENCE_DPO: "dpo",
+}
 LARGEST_LINKS = 32
 LATEST_LOSSES = 1000
 
@@ -106,13 +113,16 @@ class OnlineTrainer:
 
     async def _open(self, job: Job) -> OnlineSession:
         """Start from the run's policy, or go on from its state."""
-        start = await self._policies.get(job.run.request.online.policy_id)
+        source = job.run.request.online
+        start = await self._policies.get(source.policy_id)
         catalogue = await self._catalogue(job, start.codebook_id)
 
         def load() -> OnlineSession:
             limit_threads(self._settings.online_threads)
-            session = OnlineSession(self._artifacts, job.run.run_id, start, catalogue, self._settings.device)
-            session.cursor = job.run.request.online.cursor
+            session = OnlineSession(
+                self._artifacts, job.run.run_id, start, catalogue, self._settings.device, PREFERENCES[source.preference]
+            )
+            session.cursor = source.cursor
             if job.run.checkpoint:
                 session.restore(job.run.checkpoint)
             return session

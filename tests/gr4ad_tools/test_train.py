@@ -247,9 +247,12 @@ def test_the_train_command_says_what_is_wrong(arguments: list[str], message: str
 def test_an_online_run_starts_from_the_named_policy_at_the_cursor() -> None:
     double = TrainerDouble(FAILED)
     arguments = ["--online", "--start", "policy-7", "--log-cursor", "5", "--publish-lists", "9", "--channel", "canary"]
+    arguments += ["--preference", "dpo"]
     with serving_beside(double) as address:
         CliRunner().invoke(app, ["train", *arguments, "--address", address])
-    assert double.requests[0].online == training_pb2.OnlineSource(policy_id="policy-7", cursor=5, publish_lists=9)
+    assert double.requests[0].online == training_pb2.OnlineSource(
+        policy_id="policy-7", cursor=5, publish_lists=9, preference=training_pb2.PREFERENCE_DPO
+    )
     assert double.requests[0].channel == "canary"
 
 
@@ -259,7 +262,9 @@ def test_an_online_run_starts_from_the_stable_policy_if_there_is_one() -> None:
         CliRunner().invoke(app, ["train", "--online", "--address", address])
         double.channels = ["canary"]
         refused = CliRunner().invoke(app, ["train", "--online", "--address", address])
-    assert [request.online for request in double.requests] == [training_pb2.OnlineSource(policy_id="policy-1")]
+    assert [request.online for request in double.requests] == [
+        training_pb2.OnlineSource(policy_id="policy-1", preference=training_pb2.PREFERENCE_RSPO)
+    ]
     assert refused.exit_code == 1
     assert "channel stable has no policy to start from: train one first, or name one with --start" in refused.output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable
 
 import grpc
@@ -206,6 +207,19 @@ async def test_only_the_latest_state_is_kept(trainer: Trainer) -> None:
     await trainer.stub.CancelTrainingRun(training_pb2.CancelTrainingRunRequest(run_id=run.run_id))
     await trainer.end_of(run.run_id)
     assert len(ArtifactStore(trainer.settings.artifact_store).list_names("online")) == 1
+
+
+async def test_a_run_by_dpo_says_so_in_what_it_publishes(trainer: Trainer) -> None:
+    policy = (await trainer.end_of((await trainer.create("first", epochs=1)).run_id)).policy
+    source = training_pb2.OnlineSource(
+        policy_id=policy.policy_id, publish_lists=PUBLISH_LISTS, preference=training_pb2.PREFERENCE_DPO
+    )
+    await trainer.create("online", online=source, preset="", channel="canary")
+    await serve_lists(trainer.rewards, range(200))
+    published = (await canary(trainer)).policy.policy.policy_id
+    store = ArtifactStore(trainer.settings.artifact_store)
+    folder = store.fetch_folder(f"policies/{published}", trainer.folder.parent / "fetched")
+    assert json.loads((folder / "manifest.json").read_text())["training_config"]["preference"] == "dpo"
 
 
 async def test_a_policy_that_the_gate_refuses_is_dropped(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,9 @@ def demo(
     seeds: Annotated[
         int, typer.Option(min=1, help="Repeat the whole run for so many seeds from --seed on, and take the means.")
     ] = 1,
+    preference: Annotated[
+        train.Preference, typer.Option(help="What moves the policy towards what pays online; dpo is the foil.")
+    ] = train.Preference.RSPO,
     chaos: Annotated[
         bool, typer.Option("--chaos", help="Kill each service in turn while the policy learns online.")
     ] = False,
@@ -61,7 +64,7 @@ def demo(
     """Run the whole loop here and write summary.json and report.html; interrupted, it goes on where it was."""
     console = Console()
     command = " ".join(["gr4ad", *sys.argv[1:]])
-    options = DemoOptions(data_folder, out, seed, preset, command, chaos)
+    options = DemoOptions(data_folder, out, seed, preset, command, chaos, preference)
     try:
         if seeds > 1:
             document = run_seeds(options, seeds, console)

@@ -7,6 +7,7 @@ import contextlib
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -35,6 +36,19 @@ ENDED = frozenset(
         training_pb2.TRAINING_RUN_STATE_CANCELLED,
     }
 )
+
+
+class Preference(StrEnum):
+    """What moves a policy towards the order by reward, as commands name it."""
+
+    RSPO = "rspo"
+    DPO = "dpo"
+
+    @property
+    def message(self) -> training_pb2.Preference.ValueType:
+        """The same as the contract names it."""
+        return training_pb2.Preference.Value(f"PREFERENCE_{self.name}")
+
 
 policy_app = typer.Typer(help="List published policies and activate them.", no_args_is_help=True)
 
@@ -199,6 +213,9 @@ def train_command(
     publish_lists: Annotated[
         int, typer.Option(min=0, help="With --online: lists between two publications; 0 for the trainer's default.")
     ] = 0,
+    preference: Annotated[
+        Preference, typer.Option(help="With --online: what moves the policy towards what pays; dpo is the foil.")
+    ] = Preference.RSPO,
     preset: Annotated[str, typer.Option(help="Model and recipe: default, demo or tiny.")] = "",
     epochs: Annotated[int, typer.Option(min=0, max=10000, help="Passes over the data; 0 for the preset's.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
@@ -221,7 +238,10 @@ def train_command(
             if not policy_id:
                 leave("--online: channel stable has no policy to start from: train one first, or name one with --start")
             source["online"] = training_pb2.OnlineSource(
-                policy_id=policy_id, cursor=log_cursor or 0, publish_lists=publish_lists
+                policy_id=policy_id,
+                cursor=log_cursor or 0,
+                publish_lists=publish_lists,
+                preference=preference.message,
             )
         elif log_cursor is not None:
             source["reward_log"] = training_pb2.RewardLogSource(cursor=log_cursor)

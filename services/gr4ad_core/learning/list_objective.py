@@ -2,22 +2,27 @@
 
     L = mean_i[ w_VSL · L_VSL(i) + w_RL · ℓ_i ]
 
-An ad that was shown without any response is nothing to imitate: it has no VSL term, and counts in the mean.
+An ad that was shown without any response is nothing to imitate: it has no VSL term, and counts in the mean. With DPO in
+place of RSPO, its foil (§3.4), the second part is the mean of the lists' losses: their pairs have no item to balance.
 Shapes: B lists, N items of the longest, M items of all lists, T SID levels.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gr4ad_core.learning.list_balance import balance_weights
-from gr4ad_core.learning.rspo import RewardedLists, RspoConfig, rspo_losses
+from gr4ad_core.learning.rspo import RewardedLists, RspoConfig, dpo_losses, rspo_losses
 from gr4ad_core.learning.vsl import VslConfig, sample_losses
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.lazy_ar import LazyAr
+
+Preference = Literal["rspo", "dpo"]
+"""What moves the policy towards the order by reward."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ class ShownLists:
     """True at items, False in padding."""
 
 
-def list_loss(model: LazyAr, lists: ShownLists, vsl: VslConfig, rspo: RspoConfig) -> tuple[Tensor, dict[str, Tensor]]:
+def list_loss(
+    model: LazyAr, lists: ShownLists, vsl: VslConfig, rspo: RspoConfig, preference: Preference = "rspo"
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Compute the objective of a mini-batch.
 
     Args:
@@ -48,11 +55,12 @@ def list_loss(model: LazyAr, lists: ShownLists, vsl: VslConfig, rspo: RspoConfig
         lists: What was shown; at least one item.
         vsl: Gives λ_e, λ_mtp and the smoothing of the last level.
         rspo: β and δ.
+        preference: RSPO, or DPO as its foil.
 
     Returns:
-        The loss, and without gradient: `vsl_loss`, the mean L_VSL of items with a response; `rspo_loss`, the mean ℓ_i
-        of items with a pair; `paired_items` and `unpaired_lists`, lists that taught no preference; `log_ratio`, the
-        mean log p_θ/p_ref over items of lists that came with p_ref, 0 without any: how far the policy has drifted.
+        The loss, and without gradient: `vsl_loss`, the mean L_VSL of items with a response; `preference_loss`, the mean
+        over items (of DPO: lists) with a pair; `unpaired_lists`, lists that taught no preference; `log_ratio`, the mean
+        log p_θ/p_ref over items of lists that came with p_ref, 0 without any: how far the policy has drifted.
     """
     mask_BN = lists.mask_BN
     sids_MT = lists.sids_BNT[mask_BN]
@@ -70,18 +78,23 @@ def list_loss(model: LazyAr, lists: ShownLists, vsl: VslConfig, rspo: RspoConfig
         vsl_M = vsl_M + vsl.mtp_loss_weight * mtp_loss_M
     values_BN = lists.value_micros_BN.to(log_p_M.dtype)
     rewarded = RewardedLists(log_p_BN, lists.log_ref_BN.to(log_p_M.dtype), lists.has_ref_B, values_BN, mask_BN)
-    rspo_BN, paired_BN = rspo_losses(rewarded, rspo)
-
     imitate_BN, explore_BN = balance_weights(log_p_BN.detach(), values_BN, mask_BN)
     responded_M = response_M > 0.0
-    loss = (imitate_BN[mask_BN] * responded_M * vsl_M + explore_BN[mask_BN] * rspo_BN[mask_BN]).mean()
+    loss = (imitate_BN[mask_BN] * responded_M * vsl_M).mean()
+    if preference == "rspo":
+        losses, paired = rspo_losses(rewarded, rspo)
+        loss = loss + (explore_BN * losses)[mask_BN].mean()
+        unpaired = ~paired.any(-1)
+    else:
+        losses, paired = dpo_losses(rewarded, rspo)
+        loss = loss + losses.mean()
+        unpaired = ~paired
     with torch.no_grad():
         ratio_BN = (log_p_BN - rewarded.log_ref_BN)[mask_BN & lists.has_ref_B[:, None]]
         metrics = {
             "vsl_loss": vsl_M[responded_M].sum() / responded_M.sum().clamp_min(1),
-            "rspo_loss": rspo_BN.sum() / paired_BN.sum().clamp_min(1),
-            "paired_items": paired_BN.sum(),
-            "unpaired_lists": (~paired_BN.any(-1)).sum(),
+            "preference_loss": losses.sum() / paired.sum().clamp_min(1),
+            "unpaired_lists": unpaired.sum(),
             "log_ratio": ratio_BN.sum() / max(1, ratio_BN.numel()),
         }
     return loss, metrics

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gr4ad_core.learning.list_objective import ShownLists, list_loss
+from gr4ad_core.learning.list_objective import Preference, ShownLists, list_loss
 from gr4ad_core.learning.reward_model import RewardModel, ShownAds
 from gr4ad_core.learning.rspo import RspoConfig
 from gr4ad_core.learning.train_step import DivergedError
@@ -75,6 +75,8 @@ class OnlineConfig:
     """Largest norm of the gradient of all weights together."""
     reward_window: int = 200_000
     """Shown ads that the reward model remembers."""
+    preference: Preference = "rspo"
+    """RSPO, or DPO as its foil."""
     rspo: RspoConfig = field(default_factory=RspoConfig)
     """β and δ."""
     vsl: VslConfig = field(default_factory=VslConfig)
@@ -174,7 +176,7 @@ class OnlineLearner:
 
     def _step(self, lists: Sequence[RewardedCandidates]) -> None:
         batch = collate_lists(lists, [self.values(rewarded) for rewarded in lists], self.policy)
-        loss, metrics = list_loss(self.policy, batch, self.config.vsl, self.config.rspo)
+        loss, metrics = list_loss(self.policy, batch, self.config.vsl, self.config.rspo, self.config.preference)
         rate = self.config.learning_rate * min(1.0, (self.steps + 1) / max(1, self.config.warmup_steps))
         if not torch.isfinite(loss):
             raise DivergedError(self.steps, loss.item(), rate)

@@ -69,7 +69,7 @@ def shown(model: LazyAr, lists: list) -> ShownLists:
     )
 
 
-def loop_form(model: LazyAr, lists: list) -> float:
+def loop_form(model: LazyAr, lists: list, by_dpo: bool = False) -> float:
     """Every item by itself, its tokens one after the other."""
     costs, likelihoods = [], []
     for row, (items, _) in enumerate(lists):
@@ -103,17 +103,27 @@ def loop_form(model: LazyAr, lists: list) -> float:
         preference = rspo_loop.item_losses(likelihoods[row], ref, values[row], RSPO.beta, RSPO.reference_gate)
         for i, (_, _, worth) in enumerate(items):
             total += imitate[row][i] * costs[row][i] if worth else 0.0
-            total += explore[row][i] * (preference[i] or 0.0)
+            total += 0.0 if by_dpo else explore[row][i] * (preference[i] or 0.0)
             count += 1
-    return total / count
+    pairs = [
+        rspo_loop.dpo(likelihoods[row], ref, values[row], RSPO.beta) or 0.0 if by_dpo else 0.0
+        for row, (_, ref) in enumerate(lists)
+    ]
+    return total / count + sum(pairs) / len(pairs)
 
 
 def test_objective_equals_its_loop_form(model):
     loss, metrics = list_loss(model, shown(model, LISTS), VSL, RSPO)
     assert loss.item() == pytest.approx(loop_form(model, LISTS), rel=1e-6)
     assert int(metrics["unpaired_lists"]) == 2
-    assert int(metrics["paired_items"]) == 3
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_with_dpo_every_list_gives_its_best_against_its_worst(model):
+    loss, metrics = list_loss(model, shown(model, LISTS), VSL, RSPO, "dpo")
+    assert loss.item() == pytest.approx(loop_form(model, LISTS, by_dpo=True), rel=1e-6)
+    assert int(metrics["unpaired_lists"]) == 2
+    assert loss.item() != pytest.approx(list_loss(model, shown(model, LISTS), VSL, RSPO)[0].item())
 
 
 def test_padding_changes_nothing(model):

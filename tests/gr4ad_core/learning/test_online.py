@@ -94,8 +94,16 @@ def test_the_policy_moves_towards_what_pays_shown_or_not(model):
     steps = sum(online.learn(lists(128, seed)) for seed in range(4))
     assert steps == online.steps == 16
     assert likelihood_of_best(online.policy) > before + 0.2
-    assert online.totals["paired_items"] > 0
+    assert online.totals["preference_loss"] > 0
     assert not online.policy.training
+
+
+def test_dpo_moves_the_policy_too(model):
+    online = learner(model, preference="dpo")
+    before = likelihood_of_best(online.policy)
+    for seed in range(4):
+        online.learn(lists(128, seed))
+    assert likelihood_of_best(online.policy) > before + 0.1
 
 
 def test_nothing_moves_before_the_reward_model_has_seen_enough(model):

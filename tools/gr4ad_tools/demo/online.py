@@ -122,6 +122,7 @@ async def learn_online(
     seed: int,
     run_id: str,
     chaos: bool,
+    preference: train.Preference,
     on_progress: Callable[[float, str], None],
 ) -> OnlinePhase:
     """Serve an audience on two arms, let one of them learn, and wait until what it learned last is served.
@@ -137,6 +138,7 @@ async def learn_online(
         seed: Of the bootstrap.
         run_id: Unique per run.
         chaos: Whether to kill each service in turn meanwhile.
+        preference: What moves the policy towards what pays.
         on_progress: Called with the share of the phase that is done, and a note.
     """
     trainer = suite.addresses["rspo_trainer"]
@@ -144,7 +146,12 @@ async def learn_online(
     await lists_handed_over(channels)  # of the phases before: they are no part of this one
     before = await reward_summary(channels["reward_logger"])
     phase = OnlinePhase(first_cursor=before.last_cursor)
-    source = training_pb2.OnlineSource(policy_id=policy_id, cursor=phase.first_cursor, publish_lists=PUBLISH_LISTS)
+    source = training_pb2.OnlineSource(
+        policy_id=policy_id,
+        cursor=phase.first_cursor,
+        publish_lists=PUBLISH_LISTS,
+        preference=preference.message,
+    )
     learning = asyncio.create_task(
         train.train_and_wait(
             trainer,

@@ -33,6 +33,8 @@ TILES = {
     "vsl_rpm": "revenue per 1,000 impressions, VSL",
     "rspo_rpm": "the same after learning online by RSPO",
     "rspo_lift_pct": "lift of RSPO over VSL, %",
+    "dpo_rpm": "the same after learning online by DPO",
+    "dpo_lift_pct": "lift of DPO over VSL, %",
     "oracle_rpm": "revenue of the best lists there are",
     "qps": "requests answered per second",
     "p50_ms": "median latency, ms",
@@ -86,11 +88,13 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
         "popularity_bid_rpm": "popularity × bid",
         "vsl_rpm": "gr4ad, VSL",
         "rspo_rpm": "gr4ad, VSL + RSPO",
+        "dpo_rpm": "gr4ad, VSL + DPO",
         "oracle_rpm": "oracle",
     }
     rpm = {label: figures[name].value for name, label in names.items() if name in figures}
     if not rpm:
         return []
+    learned_by = "rspo" if "rspo_rpm" in figures else "dpo"
     return [
         {
             "title": "Revenue",
@@ -99,9 +103,9 @@ def _revenue(figures: Mapping[str, Figure]) -> list[dict[str, Any]]:
             "drawings": [
                 {
                     "svg": plots.bars(rpm, "{:.1f}", "revenue per 1,000 impressions"),
-                    "caption": "Expected revenue of each policy's lists. RSPO over VSL: "
-                    f"{_lift(figures, 'rspo_lift')}; on users who were not met while it learned: "
-                    f"{_lift(figures, 'rspo_strangers_lift')}.",
+                    "caption": f"Expected revenue of each policy's lists. {learned_by.upper()} over VSL: "
+                    f"{_lift(figures, f'{learned_by}_lift')}; on users who were not met while it learned: "
+                    f"{_lift(figures, f'{learned_by}_strangers_lift')}.",
                 }
             ],
         }
@@ -135,7 +139,7 @@ def _online(record: Record) -> list[dict[str, Any]]:
         {
             "title": "Learning online",
             "text": "Two arms behind a sticky split of the users. Both began with the same policy; the canary's "
-            f"goes on learning from the outcomes of both, by RSPO and VSL together, and was published "
+            f"goes on learning from the outcomes of both, by preferences and VSL together, and was published "
             f"{len(phase.publications)} times. Logged revenue per mille, as users reacted: {earned}.{bids}",
             "drawings": [
                 {

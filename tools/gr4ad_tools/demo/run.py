@@ -52,6 +52,7 @@ class DemoOptions:
         preset: Named training recipe; empty for `demo` on a simulated market and `default` on a data folder.
         command: The command as given, for the summary.
         chaos: Whether to kill each service in turn while the policy learns online.
+        preference: What moves the policy towards what pays while it learns online.
     """
 
     data: Path | None
@@ -60,6 +61,7 @@ class DemoOptions:
     preset: str
     command: str
     chaos: bool = False
+    preference: train.Preference = train.Preference.RSPO
 
 
 class DataError(Exception):
@@ -79,7 +81,8 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
     """
     start = time.monotonic()
     source = source_of(options)
-    state = RunState.open(options.out, {**source, "seed": options.seed, "preset": options.preset})
+    parameters = {**source, "seed": options.seed, "preset": options.preset, "preference": options.preference}
+    state = RunState.open(options.out, parameters)
     earlier_seconds = float(state.results.get("seconds", 0.0))
     record = Record(source=f"Data folder {options.data.name}" if options.data else "Simulated market")
     with Steps(console, record.phase_seconds) as steps:
@@ -154,6 +157,7 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
                     seed=options.seed,
                     run_id=run_id,
                     chaos=options.chaos,
+                    preference=options.preference,
                     on_progress=lambda share, note: phase.update(share, 1.0, note),
                 )
                 record.figures |= record.online.figures
@@ -162,7 +166,9 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
             if judge is not None:
                 with steps.phase("Judge revenue by the market's truth"):
                     met = {shown.user_id for shown in record.online.traffic.shown}
-                    figures_of_revenue, judged = await _judge(channels, judge, split, met, options.seed, run_id)
+                    figures_of_revenue, judged = await _judge(
+                        channels, judge, split, met, options.preference, options.seed, run_id
+                    )
                     asked += judged
                     record.figures |= figures_of_revenue
             with steps.phase("Serve concurrent users, swap policies") as phase:
@@ -263,6 +269,7 @@ async def _judge(
     market: Market,
     split: LeaveOneOut,
     met: Collection[str],
+    learned_by: train.Preference,
     seed: int,
     run_id: str,
 ) -> tuple[dict[str, figures.Figure], list[evaluation.ScoredLists]]:
@@ -271,7 +278,7 @@ async def _judge(
     Beside the lift on all requests stands that on users who were not `met` while the policy learned.
     """
     fixed = yardstick.FixedRequests.draw(market, split.interactions, seed)
-    processes = {"vsl": arms.GENERATORS[STABLE], "rspo": arms.GENERATORS[CANARY]}
+    processes = {"vsl": arms.GENERATORS[STABLE], learned_by.value: arms.GENERATORS[CANARY]}
     answers = {
         name: await yardstick.ask_all(channels[process], market, fixed, f"{run_id}-judge-{name}")
         for name, process in processes.items()
@@ -279,9 +286,10 @@ async def _judge(
     lists = {name: yardstick.shown_lists(market, answer) for name, answer in answers.items()}
     found = yardstick.revenue_figures(market, fixed, lists, seed)
     strangers_R = np.array([market.user_ids[user] not in met for user in fixed.users_R])
-    for name, rows_R in {"rspo": np.ones(len(strangers_R), bool), "rspo_strangers": strangers_R}.items():
+    for suffix, rows_R in {"": np.ones(len(strangers_R), bool), "_strangers": strangers_R}.items():
+        learned_RL, vsl_RL = lists[learned_by.value][rows_R], lists["vsl"][rows_R]
         found |= yardstick.lift_figures(
-            market, fixed.only(rows_R), lists["rspo"][rows_R], lists["vsl"][rows_R], seed, name
+            market, fixed.only(rows_R), learned_RL, vsl_RL, seed, f"{learned_by.value}{suffix}"
         )
     return found, list(answers.values())
 

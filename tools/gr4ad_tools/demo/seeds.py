@@ -35,6 +35,7 @@ def run_seeds(options: DemoOptions, seeds: int, console: Console) -> dict[str, A
     numbers = range(options.seed, options.seed + seeds)
     source = source_of(options)
     parameters = {**source, "seeds": list(numbers), "preset": options.preset, "chaos": options.chaos}
+    parameters |= {"preference": options.preference}
     state = RunState.open(options.out, parameters)
     for seed in numbers:
         name = f"seed-{seed}"
@@ -60,6 +61,7 @@ def run_seed(options: DemoOptions) -> None:
     command += ["--data", str(options.data)] if options.data else []
     command += ["--preset", options.preset] if options.preset else []
     command += ["--chaos"] if options.chaos else []
+    command += ["--preference", options.preference]
     done = subprocess.run(command, check=False)
     if done.returncode:
         raise SeedFailedError(f"the demo of seed {options.seed} ended with exit code {done.returncode}")
