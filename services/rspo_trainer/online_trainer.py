@@ -92,7 +92,7 @@ class OnlineTrainer:
         async with open_channel(self._settings.reward_logger_address) as channel:
             stream = RewardStream(channel, session.cursor, self._settings, PATIENCE_S)
             while not job.stop.is_set():
-                lists = await self._read(stream, min(ROUND_LISTS, publish_lists))
+                lists = await stream.read(min(ROUND_LISTS, publish_lists), ROUND_WAIT_S)
                 if lists:
                     traces.add(lists)
                     await self._learn(job, session, lists, stream.cursor)
@@ -141,16 +141,8 @@ class OnlineTrainer:
             stream = RewardStream(channel, session.held_out_after, self._settings, PATIENCE_S)
             while stream.cursor < session.cursor and not job.stop.is_set():
                 before = stream.cursor
-                lists = (await self._read(stream, ROUND_LISTS))[: session.cursor - before]
+                lists = (await stream.read(ROUND_LISTS, ROUND_WAIT_S))[: session.cursor - before]
                 await self._thread.run(partial(session.gather_held_out, lists, before + len(lists)), job.stop)
-
-    async def _read(self, stream: RewardStream, enough: int) -> list[reward_pb2.RewardedList]:
-        """Return what is new in the log; nothing while it is away."""
-        try:
-            return await stream.read(enough, ROUND_WAIT_S)
-        except UnavailableError as error:
-            log.warning("learning waits for the log", error=error.message)
-            return []
 
     async def _catalogue(self, job: Job, codebook_id: str) -> Catalogue:
         """Return the catalogue under a codebook, once the SID assigner tells it.

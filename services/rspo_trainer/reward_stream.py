@@ -8,12 +8,16 @@ import time
 import grpc
 from google.protobuf.duration_pb2 import Duration
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
+from gr4ad_runtime.errors import UnavailableError
+from gr4ad_runtime.log import get_logger
 
 from rspo_trainer.catalogue import STREAM_TIMEOUT_S
 from rspo_trainer.dependency import read_patiently
 from rspo_trainer.settings import RspoTrainerSettings
 
 POLL_S = 1.0
+
+log = get_logger(__name__)
 
 
 class RewardStream:
@@ -36,22 +40,25 @@ class RewardStream:
         self._settings = settings
 
     async def read(self, enough: int, wait_s: float) -> list[reward_pb2.RewardedList]:
-        """Return what is new: about `enough` lists, or what there is after `wait_s`, which may be nothing.
+        """Return what is new: about `enough` lists, or what there is after `wait_s`, or once the log is away; maybe nothing.
 
         Raises:
-            UnavailableError: The reward log stayed away for too long.
             FailedPreconditionError: It refuses, say since the cursor is none of its.
         """
         lists: list[reward_pb2.RewardedList] = []
         give_up = time.monotonic() + wait_s
         while True:
-            await read_patiently(
-                lambda: self._read_new(lists, enough),
-                service="reward_logger",
-                address=self._settings.reward_logger_address,
-                variable="GR4AD_REWARD_LOGGER_ADDRESS",
-                wait_s=self._patience_s,
-            )
+            try:
+                await read_patiently(
+                    lambda: self._read_new(lists, enough),
+                    service="reward_logger",
+                    address=self._settings.reward_logger_address,
+                    variable="GR4AD_REWARD_LOGGER_ADDRESS",
+                    wait_s=self._patience_s,
+                )
+            except UnavailableError as error:
+                log.warning("learning waits for the log", error=error.message)
+                return lists  # the cursor has passed them: nobody would read them again
             if len(lists) >= enough or time.monotonic() >= give_up:
                 return lists
             await asyncio.sleep(POLL_S)

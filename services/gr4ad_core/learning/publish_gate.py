@@ -7,6 +7,7 @@ Shapes: B lists, N candidates of the longest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -94,7 +95,8 @@ def _refusals(metrics: dict[str, float], limits: GateLimits) -> list[str]:
         refusals.append(f"drift: {metrics['drift']:.2f} nats from the starting policy, above {limits.drift:g}")
     if "calibration" not in metrics:
         return refusals
-    ecpm = metrics["ecpm_calibration"] / metrics["start_ecpm_calibration"]
+    start = metrics["start_ecpm_calibration"]
+    ecpm = metrics["ecpm_calibration"] / start if start else math.nan
     for what, ratio, of in (
         ("calibration", metrics["calibration"], "what was earned"),
         ("ecpm_calibration", ecpm, "what the starting policy expects of responses"),
