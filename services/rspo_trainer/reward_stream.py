@@ -40,7 +40,7 @@ class RewardStream:
         self._settings = settings
 
     async def read(self, enough: int, wait_s: float) -> list[reward_pb2.RewardedList]:
-        """Return what is new: about `enough` lists, or what there is after `wait_s`, or once the log is away; maybe nothing.
+        """Return what is new: about `enough` lists, or what there is after `wait_s`, or once the log is away.
 
         Raises:
             FailedPreconditionError: It refuses, say since the cursor is none of its.
