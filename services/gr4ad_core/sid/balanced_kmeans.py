@@ -64,7 +64,7 @@ def balanced_centroids(points: NDArray[np.float32], k: int, seed: int, iteration
     if iterations < 1:
         raise ValueError(f"iterations: {iterations}: give at least one")
     rng = np.random.default_rng(seed)
-    sample_SD = _sample(points_ND, SAMPLE_PER_CLUSTER * k, rng)
+    sample_SD = sample(points_ND, SAMPLE_PER_CLUSTER * k, rng)
     centroids_KD = _first_centroids(sample_SD, k, rng)
     for _ in range(iterations):
         centroids_KD = _means(sample_SD, capacity_match(sample_SD, centroids_KD, _share(sample_SD, k)), centroids_KD)
@@ -75,10 +75,11 @@ def _share(points_ND: NDArray[np.float32], k: int) -> int:
     return -(-len(points_ND) // k)
 
 
-def _sample(points_ND: NDArray[np.float32], limit: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    if len(points_ND) <= limit:
-        return points_ND
-    return points_ND[np.sort(rng.choice(len(points_ND), limit, replace=False))]
+def sample(points: NDArray[np.float32], limit: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return `limit` of the points [N, D], drawn without repetition, in their order; all where they are no more."""
+    if len(points) <= limit:
+        return points
+    return points[np.sort(rng.choice(len(points), limit, replace=False))]
 
 
 def _first_centroids(points_ND: NDArray[np.float32], k: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -1,7 +1,9 @@
 """MGMR RQ-KMeans: a codebook that turns ads into semantic IDs (method.md §1.2).
 
-    s_t = argmin_j ‖r_t − c_t,j‖²,   r_1 = x,  r_(t+1) = r_t − c_t,s_t                      semantic levels t < T
+    s_t = argmin_j ‖r_t − c_t,j‖²,   r_1 = z,  r_(t+1) = r_t − c_t,s_t                      semantic levels t < T
     s_T = business code of (conversion type, advertiser, product), moved to a free one      last level
+
+z is an ad's content vector, or what the co-occurrence head makes of it where the codebook has one.
 
 Shapes: N ads, D coordinates, T levels, V_t codes of level t.
 """
@@ -9,7 +11,8 @@ Shapes: N ads, D coordinates, T levels, V_t codes of level t.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gr4ad_core.sid.ad_content import AdContent, render
-from gr4ad_core.sid.balanced_kmeans import balanced_centroids
+from gr4ad_core.sid.balanced_kmeans import SAMPLE_PER_CLUSTER, balanced_centroids, sample
 from gr4ad_core.sid.business_code import BusinessSignals, probe_codes
 from gr4ad_core.sid.codebook_config import CodebookConfig, default_level_sizes
 from gr4ad_core.sid.codebook_file import ARRAYS_FILE, REFIT, CodebookFileError, read_folder, write_folder
+from gr4ad_core.sid.cooccurrence_head import CooccurrenceHead
 from gr4ad_core.sid.residual_search import nearest_prefixes, quantise
 from gr4ad_core.sid.text_encoder import TextEncoder
 
@@ -46,7 +50,12 @@ class Codebook:
     """A fitted codebook."""
 
     def __init__(
-        self, codebook_id: str, levels: Sequence[NDArray[np.float32]], business_size: int, encoder: TextEncoder | None
+        self,
+        codebook_id: str,
+        levels: Sequence[NDArray[np.float32]],
+        business_size: int,
+        encoder: TextEncoder | None,
+        head: CooccurrenceHead | None = None,
     ) -> None:
         """Use fitted levels.
 
@@ -54,10 +63,14 @@ class Codebook:
             codebook_id: Name in the artifact store.
             levels: Centroids [V_t, D] of the semantic levels, coarse to fine.
             business_size: Codes of the business level.
-            encoder: Encoder of the vectors that the levels were fitted on; None where callers send vectors.
+            encoder: Encoder of the content vectors; None where callers send them.
+            head: Moves content vectors to the vectors that the levels were fitted on; None where they are the same.
         """
         self.codebook_id = codebook_id
         self.encoder = encoder
+        self.head = head
+        self.holdout_events: int | None = None
+        """Last events of every user that its vectors do not know; None where they say content alone."""
         self._levels = tuple(levels)
         self._business_size = business_size
 
@@ -68,7 +81,7 @@ class Codebook:
 
     @property
     def embedding_dim(self) -> int:
-        """Length D of the vectors that it quantises."""
+        """Length D of content vectors."""
         return int(self._levels[0].shape[1])
 
     @property
@@ -77,7 +90,7 @@ class Codebook:
         return self._levels
 
     def encode_ads(self, ads: Sequence[AdContent]) -> NDArray[np.float32]:
-        """Return the vectors [N, D] of ads from their content.
+        """Return the content vectors [N, D] of ads.
 
         Raises:
             ValueError: The codebook has no encoder, or an ad type is unknown.
@@ -87,16 +100,25 @@ class Codebook:
             raise ValueError(f"embedding: empty: {problem}, send vectors of {self.embedding_dim} numbers")
         return self.encoder.encode([render(ad) for ad in ads])
 
-    def quantise(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Return the semantic codes of vectors [N, D], int64 [N, T-1].
+    def ad_vectors(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the levels quantise, z of content vectors [N, D], float32 [N, D].
 
         Raises:
             ValueError: The vectors have the wrong length or a number that is not finite.
         """
-        return quantise(self._levels, check_embeddings(embeddings, self.embedding_dim))
+        vectors_ND = check_embeddings(embeddings, self.embedding_dim)
+        return vectors_ND if self.head is None else self.head(vectors_ND)
+
+    def quantise(self, embeddings: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Return the semantic codes of content vectors [N, D], int64 [N, T-1].
+
+        Raises:
+            ValueError: The vectors have the wrong length or a number that is not finite.
+        """
+        return quantise(self._levels, self.ad_vectors(embeddings))
 
     def nearest_codes(self, embeddings: NDArray[np.float32], n: int) -> NDArray[np.int64]:
-        """Return semantic codes of vectors [N, D] and their alternatives, the nearest first, int64 [N, n, T-1].
+        """Return semantic codes of content vectors [N, D] and their alternatives, the nearest first, int64 [N, n, T-1].
 
         Found by a beam of width n; where there are fewer than n prefixes, all of them are returned.
 
@@ -105,7 +127,7 @@ class Codebook:
         """
         if n < 1:
             raise ValueError(f"n: {n}: ask for at least one prefix")
-        return nearest_prefixes(self._levels, check_embeddings(embeddings, self.embedding_dim), n)
+        return nearest_prefixes(self._levels, self.ad_vectors(embeddings), n)
 
     def assign(
         self,
@@ -119,7 +141,7 @@ class Codebook:
         prefixes. Ads are served in the order given.
 
         Args:
-            embeddings: Vectors [N, D].
+            embeddings: Content vectors [N, D].
             signals: Signals of each ad.
             taken: Tells the business codes in use under a semantic prefix; asked once a prefix.
 
@@ -127,7 +149,7 @@ class Codebook:
             ValueError: A vector or a conversion type is unusable, or the lengths differ.
             CodebookFullError: Every SID of the codebook is taken.
         """
-        vectors_ND = check_embeddings(embeddings, self.embedding_dim)
+        vectors_ND = self.ad_vectors(embeddings)
         if len(signals) != len(vectors_ND):
             raise ValueError(f"signals: {len(signals)} for {len(vectors_ND)} vectors: give one for each vector")
         sids_NT = np.empty((len(vectors_ND), len(self.level_sizes)), dtype=np.int64)
@@ -185,31 +207,46 @@ def fit_codebook(
     config: CodebookConfig,
     encoder: TextEncoder | None = None,
     codebook_id: str = "codebook",
+    head: CooccurrenceHead | None = None,
+    keep: Callable[[str, Callable[[], NDArray[np.float32]]], NDArray[np.float32]] = lambda name, make: make(),
 ) -> Codebook:
-    """Fit a codebook to vectors [N, D]; the same vectors and config give the same bytes.
+    """Fit a codebook to content vectors [N, D]; the same vectors and config give the same bytes.
 
     Args:
-        embeddings: Vectors of the ads known so far.
+        embeddings: Content vectors of the ads known so far.
         config: Sizes, seed and iterations.
         encoder: Where the vectors came from, to be saved with the codebook; None where callers send vectors.
         codebook_id: Name in the artifact store.
+        head: To be saved with the codebook, too: the levels are fitted to what it makes of the vectors.
+        keep: Called with the name of each level and what fits it; returns its centroids, made now or at an earlier
+            attempt.
 
     Raises:
-        ValueError: There is no vector, one has the wrong length or a number that is not finite, or the encoder's
-            vectors have another length.
+        ValueError: There is no vector, one has the wrong length or a number that is not finite, or the encoder's or
+            the head's vectors have another length.
     """
     if encoder is not None and encoder.dim != config.embedding_dim:
         raise ValueError(f"encoder.dim: {encoder.dim}: must be embedding_dim {config.embedding_dim}, fit it to that")
+    if head is not None and head.dim != config.embedding_dim:
+        raise ValueError(f"head.dim: {head.dim}: must be embedding_dim {config.embedding_dim}, train it so")
     residual_ND = check_embeddings(embeddings, config.embedding_dim)
     if not len(residual_ND):
         raise ValueError("embeddings: empty: give at least one vector to fit the codebook on")
+    residual_ND = sample(
+        residual_ND, SAMPLE_PER_CLUSTER * max(config.level_sizes[:-1]), np.random.default_rng(config.seed)
+    )
+    if head is not None:
+        residual_ND = head(residual_ND)
     levels: list[NDArray[np.float32]] = []
     for depth, size in enumerate(config.level_sizes[:-1]):
-        centroids_VD = balanced_centroids(residual_ND, size, config.seed + depth, config.iterations)
+        centroids_VD = keep(
+            f"level{depth}",
+            partial(balanced_centroids, residual_ND, size, config.seed + depth, config.iterations),
+        )
         # What is left over must be what `quantise` leaves, hence the nearest centroid and not the balanced label.
         residual_ND = residual_ND - centroids_VD[quantise((centroids_VD,), residual_ND)[:, 0]]
         levels.append(centroids_VD)
-    return Codebook(codebook_id, levels, config.level_sizes[-1], encoder)
+    return Codebook(codebook_id, levels, config.level_sizes[-1], encoder, head)
 
 
 def check_embeddings(embeddings: NDArray[np.float32], embedding_dim: int) -> NDArray[np.float32]:
@@ -231,12 +268,15 @@ def check_embeddings(embeddings: NDArray[np.float32], embedding_dim: int) -> NDA
 def save_codebook(codebook: Codebook, folder: Path | str) -> None:
     """Write `codebook.npz` and `manifest.json` into a folder; the same codebook gives the same bytes."""
     arrays: dict[str, NDArray[Any]] = {f"level{depth}": level for depth, level in enumerate(codebook.levels)}
+    if codebook.head is not None:
+        arrays |= {f"head.{name}": array for name, array in codebook.head.arrays().items()}
     if codebook.encoder is not None:
         arrays |= {f"encoder.{name}": array for name, array in codebook.encoder.arrays().items()}
     manifest = {
         "codebook_id": codebook.codebook_id,
         "level_sizes": list(codebook.level_sizes),
         "embedding_dim": codebook.embedding_dim,
+        "holdout_events": codebook.holdout_events,
     }
     write_folder(Path(folder), manifest, arrays)
 
@@ -258,9 +298,17 @@ def load_codebook(folder: Path | str) -> Codebook:
         if not np.isfinite(centroids_VD).all():
             raise CodebookFileError(path, f"finite numbers in level{depth}", "NaN or infinity", REFIT)
         levels.append(np.ascontiguousarray(centroids_VD, dtype=np.float32))
-    parts = {name.removeprefix("encoder."): array for name, array in arrays.items() if name.startswith("encoder.")}
     try:
+        parts = _part("encoder.", arrays)
         encoder = TextEncoder.from_arrays(parts) if parts else None
+        parts = _part("head.", arrays)
+        head = CooccurrenceHead.from_arrays(parts) if parts else None
     except ValueError as error:
-        raise CodebookFileError(path, "the arrays of a text encoder", str(error), REFIT) from error
-    return Codebook(manifest["codebook_id"], levels, sizes[-1], encoder)
+        raise CodebookFileError(path, "the arrays of an encoder and a head", str(error), REFIT) from error
+    codebook = Codebook(manifest["codebook_id"], levels, sizes[-1], encoder, head)
+    codebook.holdout_events = manifest.get("holdout_events")
+    return codebook
+
+
+def _part(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -46,6 +46,15 @@ class TextEncoder:
         """Length D of the vectors."""
         return int(self._projection.shape[1])
 
+    @property
+    def projection(self) -> NDArray[np.float32]:
+        """The map from features to vectors, [F, D]."""
+        return self._projection
+
+    def with_projection(self, projection: NDArray[np.float32]) -> TextEncoder:
+        """Return an encoder of the same features with another projection [F, D]."""
+        return TextEncoder(self._columns, self._idf, projection)
+
     @classmethod
     def fit(cls, texts: Sequence[str], dim: int, seed: int) -> TextEncoder:
         """Fit on texts; the same texts, size and seed give the same encoder.
@@ -83,8 +92,7 @@ class TextEncoder:
         vectors_ND = np.empty((len(texts), self.dim), dtype=np.float32)
         for start in range(0, len(texts), CHUNK):
             chunk = texts[start : start + CHUNK]
-            weights = _tf_idf(self._hasher.counts(chunk), self._columns, self._idf)
-            vectors_ND[start : start + CHUNK] = weights @ self._projection
+            vectors_ND[start : start + CHUNK] = self.weights(chunk) @ self._projection
         norms_N = np.linalg.norm(vectors_ND, axis=1)
         for row in np.flatnonzero(norms_N < 1e-6).tolist():
             seed = zlib.crc32(texts[row].encode("utf-8", "surrogatepass"))
@@ -92,6 +100,10 @@ class TextEncoder:
             norms_N[row] = np.linalg.norm(vectors_ND[row])
         vectors_ND /= norms_N[:, None]
         return vectors_ND
+
+    def weights(self, texts: Sequence[str]) -> sparse.csr_array:
+        """Return the weights of the texts' features, unit rows, float32 sparse [N, F]."""
+        return _tf_idf(self._hasher.counts(texts), self._columns, self._idf)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what `from_arrays` needs."""

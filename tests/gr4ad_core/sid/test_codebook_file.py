@@ -48,7 +48,14 @@ def test_needs_no_encoder(tmp_path: Path) -> None:
 
 def test_manifest_says_what_the_file_is(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest.keys() == {"codebook_id", "level_sizes", "embedding_dim", "sha256", "format_version"}
+    assert manifest.keys() == {
+        "codebook_id",
+        "level_sizes",
+        "embedding_dim",
+        "sha256",
+        "format_version",
+        "holdout_events",
+    }
     assert (manifest["level_sizes"], manifest["embedding_dim"]) == ([4, 3, 8], 5)
 
 
@@ -105,7 +112,7 @@ def test_refuses_arrays_of_other_things(tmp_path: Path) -> None:
     manifest = {"codebook_id": "odd", "level_sizes": [2, 8], "embedding_dim": 2}
     level = np.zeros((2, 2), dtype=np.float32)
     write_folder(tmp_path / "encoder", manifest, {"level0": level, "encoder.idf": np.zeros(3)})
-    with pytest.raises(CodebookFileError, match="expected the arrays of a text encoder"):
+    with pytest.raises(CodebookFileError, match="expected the arrays of an encoder and a head"):
         load_codebook(tmp_path / "encoder")
     level[1, 1] = np.nan
     write_folder(tmp_path / "nan", manifest, {"level0": level})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from gr4ad_tools.cli import app
-from gr4ad_tools.codebook import fit_codebook_from_folder
+from gr4ad_tools.codebook_fit import FitOptions, fit_codebook_from_folder
 from gr4ad_tools.simulate import Market
 from typer.testing import CliRunner
 
@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     Market("tiny", 1).write_folder(folder / "market")
-    fit_codebook_from_folder(folder / "market", str(folder / "artifacts"), "tiny", seed=0)
+    fit_codebook_from_folder(folder / "market", str(folder / "artifacts"), "tiny", FitOptions(holdout_events=2))
     return folder
 
 
@@ -31,9 +31,9 @@ def test_the_page_shows_figures_drawings_and_neighbours(folder: Path) -> None:
     assert (
         0.0 < figures["reconstruction_error_level_2"]["value"] < figures["reconstruction_error_level_1"]["value"] < 1.0
     )
-    recall = [figures[f"cobought_recall@{k}_content"]["value"] for k in (1, 5, 10)]
+    recall = [figures[f"cobought_recall@{k}_head"]["value"] for k in (1, 5, 10)]
     assert 0.0 <= recall[0] <= recall[1] <= recall[2] <= 1.0
-    assert figures["cobought_recall@10_content"]["n"] > 20
+    assert figures["cobought_recall@10_head"]["n"] > 20
     text = (out / "report.html").read_text()
     assert text.count("<svg") == 3
     assert "<h2>Neighbours</h2>" in text

@@ -16,7 +16,7 @@ from gr4ad_core.sid.business_code import CONVERSION_TYPES, BusinessSignals
 from gr4ad_core.sid.text_encoder import TextEncoder
 from numpy.typing import NDArray
 
-from gr4ad_tools.codebook import EMBEDDING_DIM, content_of
+from gr4ad_tools.codebook_fit import EMBEDDING_DIM, content_of
 
 TOPICS = 512
 SUBTOPICS = 16  # of each topic

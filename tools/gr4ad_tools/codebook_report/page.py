@@ -24,13 +24,15 @@ from rich.console import Console
 
 from gr4ad_tools import figures
 from gr4ad_tools.call_error import leave
-from gr4ad_tools.codebook import ARTIFACT_FOLDER, content_of
+from gr4ad_tools.codebook_fit import ARTIFACT_FOLDER, content_of
 from gr4ad_tools.codebook_report import quality
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.leave_one_out import leave_one_out
 from gr4ad_tools.report_page import plots, write_page
 
 KS = (1, 5, 10)
+HELD_OUT = 2
+"""Last events of every user that a pair is made of."""
 SHOWN_ADS = 6
 NAMED_OTHERS = 5
 NAMED_KINDS = 7  # categories told apart on the map
@@ -39,8 +41,8 @@ TILES = {
     "cpr": "ads per SID",
     "col": "colliding ads",
     "spilled": "ads away from their nearest prefix",
-    "cobought_recall@1_content": "held-out co-bought ad is the nearest",
-    "cobought_recall@10_content": "it is among the ten nearest",
+    "cobought_recall@10_content": "held-out co-bought ad is among the ten nearest",
+    "cobought_recall@10_head": "held-out co-bought ad is among the ten nearest",
 }
 
 
@@ -60,12 +62,12 @@ def report_command(
             name = f"{ARTIFACT_FOLDER}/{codebook_id}"
             codebook = load_codebook(ArtifactStore(artifacts).fetch_folder(name, Path(scratch) / "codebook"))
         items = read_items(data_dir)
-        vectors_ND = codebook.encode_ads([content_of(item) for item in items])
-        sids_NT = first_sids(codebook, items, vectors_ND)
+        content_ND = codebook.encode_ads([content_of(item) for item in items])
+        sids_NT = first_sids(codebook, items, content_ND)
         pairs_M2 = held_out_pairs(data_dir, items)
     except (ValueError, DataFolderError, CodebookFileError, Gr4adError) as error:
         leave(str(error))
-    found = codebook_figures(codebook, vectors_ND, sids_NT, pairs_M2)
+    found = codebook_figures(codebook, content_ND, sids_NT, pairs_M2)
     document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed, codebook_id=codebook_id)
     out.mkdir(parents=True, exist_ok=True)
     figures.write_json(out / "summary.json", document)
@@ -78,18 +80,21 @@ def report_command(
         subtitle=f"{data_dir.resolve().name} · levels {', '.join(map(str, codebook.level_sizes))}, the last for "
         f"business codes · vectors of {codebook.embedding_dim} numbers",
         tiles=TILES,
-        sections=_sections(codebook, items, vectors_ND, sids_NT),
+        sections=_sections(codebook, items, content_ND, sids_NT),
         neighbours=_neighbours(items, sids_NT, seed),
     )
     if as_json:
         print(json.dumps(document, indent=2))
+    if codebook.holdout_events is not None and codebook.holdout_events < HELD_OUT:
+        remedy = f"fit it with --holdout {HELD_OUT} to see their recall"
+        Console(stderr=True).print(f"the codebook has learned from the held-out pairs: {remedy}", soft_wrap=True)
     Console(stderr=True).print(f"summary  {out / 'summary.json'}\nreport   {out / 'report.html'}", soft_wrap=True)
 
 
-def first_sids(codebook: Codebook, items: Sequence[Item], vectors_ND: NDArray[np.float32]) -> NDArray[np.int64]:
+def first_sids(codebook: Codebook, items: Sequence[Item], content_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the SIDs [N, T] that the ads get when they are the first under the codebook, in their order."""
     signals = [BusinessSignals(item.conversion_type, item.advertiser_id, item.item_id) for item in items]
-    return codebook.assign(vectors_ND, signals, lambda prefix: set())
+    return codebook.assign(content_ND, signals, lambda prefix: set())
 
 
 def held_out_pairs(data_dir: Path, items: Sequence[Item]) -> NDArray[np.int64]:
@@ -103,12 +108,12 @@ def held_out_pairs(data_dir: Path, items: Sequence[Item]) -> NDArray[np.int64]:
 
 
 def codebook_figures(
-    codebook: Codebook, vectors_ND: NDArray[np.float32], sids_NT: NDArray[np.int64], pairs_M2: NDArray[np.int64]
+    codebook: Codebook, content_ND: NDArray[np.float32], sids_NT: NDArray[np.int64], pairs_M2: NDArray[np.int64]
 ) -> dict[str, Figure]:
     """Return all figures of a codebook on a catalogue."""
     n = len(sids_NT)
     told_apart = sid_quality(sids_NT, codebook.level_sizes)
-    spilled = int((sids_NT[:, :-1] != codebook.quantise(vectors_ND)).any(axis=1).sum())
+    spilled = int((sids_NT[:, :-1] != codebook.quantise(content_ND)).any(axis=1).sum())
     found = {
         "ads": Figure(n, "ads"),
         "cpr": Figure(told_apart.cpr, "ads per SID", n),
@@ -118,18 +123,28 @@ def codebook_figures(
     }
     for level, share in enumerate(quality.largest_shares(sids_NT, codebook.level_sizes), start=1):
         found[f"fullest_code_level_{level}"] = Figure(share, "times an even share", n)
-    for level, left in enumerate(quality.reconstruction_errors(codebook, vectors_ND), start=1):
+    for level, left in enumerate(quality.reconstruction_errors(codebook, content_ND), start=1):
         found[f"reconstruction_error_level_{level}"] = Figure(left, "share of squared length", n)
-    for k, hit_M in quality.pair_recall(vectors_ND, pairs_M2, KS).items():
-        value = float(hit_M.mean()) if len(hit_M) else float("nan")
-        found[f"cobought_recall@{k}_content"] = Figure(value, "", len(hit_M))
+    if codebook.holdout_events is None or codebook.holdout_events >= HELD_OUT:
+        kind = "content" if codebook.holdout_events is None else "head"
+        found |= cobought_figures(codebook.ad_vectors(content_ND), pairs_M2, kind)
     return found
 
 
+def cobought_figures(vectors_ND: NDArray[np.float32], pairs_M2: NDArray[np.int64], kind: str) -> dict[str, Figure]:
+    """Return how often the second ad of a held-out pair is among the nearest to the first, for vectors of a kind."""
+    hits = quality.pair_recall(vectors_ND, pairs_M2, KS)
+    n = len(pairs_M2)
+    return {
+        f"cobought_recall@{k}_{kind}": Figure(float(hit_M.mean()) if n else float("nan"), "", n)
+        for k, hit_M in hits.items()
+    }
+
+
 def _sections(
-    codebook: Codebook, items: Sequence[Item], vectors_ND: NDArray[np.float32], sids_NT: NDArray[np.int64]
+    codebook: Codebook, items: Sequence[Item], content_ND: NDArray[np.float32], sids_NT: NDArray[np.int64]
 ) -> list[dict[str, Any]]:
-    errors = quality.reconstruction_errors(codebook, vectors_ND)
+    errors = quality.reconstruction_errors(codebook, content_ND)
     ads_V = np.bincount(sids_NT[:, 0], minlength=codebook.level_sizes[0])
     kind_of_code, kinds = _main_kinds(items, sids_NT[:, 0], codebook.level_sizes[0])
     return [

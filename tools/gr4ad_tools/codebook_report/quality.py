@@ -15,10 +15,15 @@ from numpy.typing import NDArray
 CHUNK = 1024
 
 
-def reconstruction_errors(codebook: Codebook, vectors_ND: NDArray[np.float32]) -> list[float]:
-    """Return the share of the vectors' squared length that is left over after each semantic level."""
-    codes_NT = codebook.quantise(vectors_ND)
-    left_ND = vectors_ND.astype(np.float32)
+def reconstruction_errors(codebook: Codebook, content_ND: NDArray[np.float32]) -> list[float]:
+    """Return the share of the ads' squared length that is left over after each semantic level.
+
+    Args:
+        codebook: The codebook.
+        content_ND: Content vectors of the ads.
+    """
+    codes_NT = codebook.quantise(content_ND)
+    left_ND = codebook.ad_vectors(content_ND)
     whole = float(np.square(left_ND, dtype=np.float64).sum())
     errors = []
     for depth, centroids_VD in enumerate(codebook.levels):

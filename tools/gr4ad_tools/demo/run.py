@@ -20,7 +20,7 @@ from gr4ad_runtime.settings import ServiceSettings
 from gr4ad_runtime.telemetry import configure_telemetry
 from rich.console import Console
 
-from gr4ad_tools import codebook, evaluation, figures, ingest, train, yardstick
+from gr4ad_tools import codebook, codebook_fit, evaluation, figures, ingest, train, yardstick
 from gr4ad_tools.audience import Audience
 from gr4ad_tools.demo import arms, online, phases
 from gr4ad_tools.demo.progress import Phase, Steps
@@ -102,7 +102,13 @@ async def run_demo(options: DemoOptions, console: Console) -> tuple[dict[str, An
             with steps.phase("Fit and activate the codebook") as phase:
                 if "codebook" not in state.results:
                     await asyncio.to_thread(
-                        codebook.fit_codebook_from_folder, folder, artifacts, CODEBOOK_ID, options.seed
+                        codebook_fit.fit_codebook_from_folder,
+                        training_folder,
+                        artifacts,
+                        CODEBOOK_ID,
+                        codebook_fit.FitOptions(seed=options.seed),
+                        state.folder / "codebook-fit",
+                        lambda step, share: phase.update(round(100 * share), 100),
                     )
                     state.done("codebook", CODEBOOK_ID)
                 registered = await codebook.activate_codebook(suite.addresses["sid_assigner"], CODEBOOK_ID)
