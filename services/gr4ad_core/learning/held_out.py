@@ -5,6 +5,8 @@ Shapes: M samples, B samples of a batch, W beams, T SID levels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -30,6 +32,26 @@ def first_hit(sids_BWT: Tensor, valid_BW: Tensor, target_BT: Tensor) -> NDArray[
 
 
 @torch.no_grad()
+def target_positions(model: LazyAr, samples: TrainingSet, beam_widths: Sequence[int]) -> NDArray[np.int64]:
+    """Return the position (from 0) of each sample's target among what the policy generates, W where it is not there.
+
+    Args:
+        model: In evaluation mode.
+        samples: The search is constrained to its `ad_sids_AT`.
+        beam_widths: Of the levels; the last one also of those after it.
+    """
+    trie = TorchTrie.from_trie(LiveTrie.build(samples.ad_sids_AT, model.config.level_sizes), model.device)
+    last = len(beam_widths) - 1
+    widths = tuple(beam_widths[min(level, last)] for level in range(model.config.n_levels))
+    positions = []
+    for start in range(0, len(samples), BATCH):
+        batch = samples.batch(np.arange(start, min(start + BATCH, len(samples))), model.config).to(model.device)
+        found = beam_search(model, model.encode_context(batch.inputs), trie, widths)
+        positions.append(first_hit(found.sids_BWT, found.valid_BW, batch.sids_BT))
+    return np.concatenate(positions)
+
+
+@torch.no_grad()
 def held_out_metrics(model: LazyAr, held_out: TrainingSet, config: VslConfig) -> dict[str, float]:
     """Measure a policy on held-out samples.
 
@@ -46,10 +68,8 @@ def held_out_metrics(model: LazyAr, held_out: TrainingSet, config: VslConfig) ->
         return {"held_out_samples": 0.0}
     was_training = model.training
     model.eval()
-    trie = TorchTrie.from_trie(LiveTrie.build(held_out.ad_sids_AT, model.config.level_sizes), model.device)
-    last = len(config.validation_beams) - 1
-    widths = tuple(config.validation_beams[min(level, last)] for level in range(model.config.n_levels))
-    sid_loss, ecpm_loss, positions = 0.0, 0.0, []
+    position_M = target_positions(model, held_out, config.validation_beams)
+    sid_loss, ecpm_loss = 0.0, 0.0
     for start in range(0, len(held_out), BATCH):
         samples = np.arange(start, min(start + BATCH, len(held_out)))
         batch = held_out.batch(samples, model.config).to(model.device)
@@ -60,11 +80,8 @@ def held_out_metrics(model: LazyAr, held_out: TrainingSet, config: VslConfig) ->
         )
         sid_loss += float(sid_loss_B.sum())
         ecpm_loss += float(ecpm_loss_B.sum())
-        found = beam_search(model, model.encode_context(batch.inputs), trie, widths)
-        positions.append(first_hit(found.sids_BWT, found.valid_BW, batch.sids_BT))
     model.train(was_training)
 
-    position_M = np.concatenate(positions)
     metrics = {
         "held_out_samples": float(len(held_out)),
         "held_out_sid_loss": sid_loss / len(held_out),
