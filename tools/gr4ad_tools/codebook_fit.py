@@ -218,7 +218,11 @@ class FinishedSteps:
 
     @classmethod
     def open(cls, folder: Path, data_dir: Path, options: FitOptions) -> FinishedSteps:
-        """Go on with what a fit of the same data and options has left; clear what another one has."""
+        """Go on with what a fit of the same data and options has left; clear what another one has.
+
+        Raises:
+            ValueError: The folder holds something else.
+        """
         digest = hashlib.sha256(json.dumps(vars(options), default=str, sort_keys=True).encode())
         for path in sorted(data_dir.glob("*.jsonl*")) + sorted(data_dir.glob("*.csv*")):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -226,6 +230,8 @@ class FinishedSteps:
         if not marker.exists() or marker.read_text() != digest.hexdigest():
             if marker.exists():
                 shutil.rmtree(folder)
+            elif folder.exists() and any(folder.iterdir()):
+                raise ValueError(f"work: {folder}: holds other files: name an empty or a new folder")
             folder.mkdir(parents=True, exist_ok=True)
             marker.write_text(digest.hexdigest())
         return cls(folder)
