@@ -31,7 +31,7 @@ def manifest_bytes(store: str, codebook_id: str) -> bytes:
     return (Path(store) / "codebooks" / codebook_id / "codebook.npz").read_bytes()
 
 
-def test_learns_from_what_users_chose_together_unless_told_not_to(market: Path, artifact_store_url: str) -> None:
+def test_learns_from_what_users_chose_together(market: Path, artifact_store_url: str) -> None:
     both = fit_codebook_from_folder(market, artifact_store_url, "both", FitOptions(level_sizes=SIZES, holdout_events=2))
     content = fit_codebook_from_folder(
         market, artifact_store_url, "content", FitOptions(level_sizes=SIZES, content_only=True)

@@ -76,7 +76,7 @@ def test_info_nce_is_its_formula() -> None:
     assert float(found) == pytest.approx(swing_loop.info_nce(vectors.tolist(), pairs, partners, 0.3), rel=1e-9)
 
 
-def test_a_tuned_text_encoder_brings_together_what_is_chosen_together_and_cold_ads_too(encoder: TextEncoder) -> None:
+def test_tuned_text_brings_together_what_is_chosen_together(encoder: TextEncoder) -> None:
     recipe = replace(PROJECTION, epochs=20, batch_size=64)
     before, tuned = encoder.encode(TEXTS), tune_text_encoder(encoder, TEXTS, PAIRS, 0, recipe)
     after = tuned.encode(TEXTS)
