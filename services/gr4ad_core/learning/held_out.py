@@ -46,7 +46,7 @@ def held_out_metrics(model: LazyAr, held_out: TrainingSet, config: VslConfig) ->
         return {"held_out_samples": 0.0}
     was_training = model.training
     model.eval()
-    trie = TorchTrie.from_trie(LiveTrie.build(held_out.ad_sids_AT, model.config.level_sizes), model.device)
+    trie = TorchTrie.from_view(LiveTrie.build(held_out.ad_sids_AT, model.config.level_sizes).view, model.device)
     last = len(config.validation_beams) - 1
     widths = tuple(config.validation_beams[min(level, last)] for level in range(model.config.n_levels))
     sid_loss, ecpm_loss, positions = 0.0, 0.0, []
