@@ -114,9 +114,7 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
         scores_BWM = (log_p_BWM + log_probs_BW[..., None]).masked_fill_(~children.live_BWM, -torch.inf)
 
         log_probs_BW, parents_BW, places_BW = _best(scores_BWM, width)
-        flat_BW = parents_BW * children.codes_BWM.shape[-1] + places_BW
-        codes_BW = children.codes_BWM.flatten(1).gather(1, flat_BW)
-        nodes_BW = children.nodes_BWM.flatten(1).gather(1, flat_BW)
+        codes_BW, nodes_BW = children.at(parents_BW * children.live_BWM.shape[-1] + places_BW)
         past_BWT = sids_BWT.gather(1, parents_BW[..., None].expand(-1, -1, level))
         sids_BWT = torch.cat([past_BWT, codes_BW[..., None]], dim=-1)
         now = _now_us(device)

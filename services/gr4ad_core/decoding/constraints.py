@@ -21,11 +21,25 @@ class Children:
 
     codes_BWM: Tensor
     """Next codes, int64; 0 in padding."""
-    nodes_BWM: Tensor
-    """The children as the next depth's look-up takes them, int64; at depth T the slots of their ads.
-    0 in padding: a node without children."""
     live_BWM: Tensor
     """True at real children."""
+    entries_BWM: Tensor
+    """The trie's entries, int64; 0 in padding."""
+    payload: int
+    """The bits of an entry that say where the child is."""
+
+    @property
+    def nodes_BWM(self) -> Tensor:
+        """The children as the next depth's look-up takes them, int64; at depth T the slots of their ads.
+
+        0 in padding: a node without children.
+        """
+        return self.entries_BWM & self.payload
+
+    def at(self, places_BN: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes and nodes of some of a request's continuations, `[B, N]`; a place is one of W · M."""
+        entries_BN = self.entries_BWM.flatten(1).gather(1, places_BN)
+        return self.codes_BWM.flatten(1).gather(1, places_BN), entries_BN & self.payload
 
 
 @dataclass(frozen=True)
@@ -67,7 +81,7 @@ class TorchTrie:
         entries_BWM = pool.unfold(0, fanout, 1).index_select(0, first_BW.flatten()).view(*nodes_BW.shape, fanout)
         live_BWM = torch.arange(fanout, device=pool.device) < count_BW[..., None]
         entries_BWM = torch.where(live_BWM, entries_BWM, 0)
-        return Children(entries_BWM >> bits.code_shifts[depth], entries_BWM & bits.payloads[depth], live_BWM)
+        return Children(entries_BWM >> bits.code_shifts[depth], live_BWM, entries_BWM, bits.payloads[depth])
 
 
 class DeviceTrie:
