@@ -20,20 +20,17 @@ class Children:
     """The continuations of W beams, padded to the widest fan-out among them."""
 
     codes_BWM: Tensor
-    """Next codes, int64; 0 in padding."""
+    """Next codes, int64; any valid code in padding."""
     live_BWM: Tensor
     """True at real children."""
     entries_BWM: Tensor
-    """The trie's entries, int64; 0 in padding."""
+    """The trie's entries, int64; in padding any of the level."""
     payload: int
     """The bits of an entry that say where the child is."""
 
     @property
     def nodes_BWM(self) -> Tensor:
-        """The children as the next depth's look-up takes them, int64; at depth T the slots of their ads.
-
-        0 in padding: a node without children.
-        """
+        """The children as the next depth's look-up takes them, int64; at depth T the slots of their ads."""
         return self.entries_BWM & self.payload
 
     def at(self, places_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +75,9 @@ class TorchTrie:
         first_BW = nodes_BW >> bits.count_bits[depth]
         fanout = max(int(count_BW.max()), 1)
         # One row a node, from its block's first place on: a pool ends with room for the longest.
-        entries_BWM = pool.unfold(0, fanout, 1).index_select(0, first_BW.flatten()).view(*nodes_BW.shape, fanout)
-        live_BWM = torch.arange(fanout, device=pool.device) < count_BW[..., None]
-        entries_BWM = torch.where(live_BWM, entries_BWM, 0)
+        entries_RM = pool.unfold(0, fanout, 1).index_select(0, first_BW.flatten())
+        live_BWM = torch.arange(fanout, device=pool.device) < count_BW.unsqueeze(-1)
+        entries_BWM = entries_RM.view(live_BWM.shape)
         return Children(entries_BWM >> bits.code_shifts[depth], live_BWM, entries_BWM, bits.payloads[depth])
 
 
