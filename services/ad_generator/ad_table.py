@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from gr4ad.sid.v1 import sid_pb2
 from numpy.typing import NDArray
 
 FIRST_CAPACITY = 1024
+FEWEST_FLIPS: Final = 4096
+FLIPS_SHARE: Final = 16
+"""A reader that is behind by more than a 16th of the ads is faster with all live ones than with single changes."""
 
 
 @dataclass(frozen=True)
@@ -29,44 +33,52 @@ class TableView:
 class AdTable:
     """Maps ads to slots, SIDs and states; changed by one thread, read by any."""
 
-    def __init__(self, n_levels: int) -> None:
-        """Make an empty table of SIDs with `n_levels` codes."""
-        self.n_levels = n_levels
+    def __init__(self, level_sizes: tuple[int, ...]) -> None:
+        """Make an empty table of SIDs of a codebook with such levels."""
+        self.level_sizes = level_sizes
         self.ad_ids: list[str] = []
         """Ad of every slot."""
         self.live_slots: set[int] = set()
         """Slots of the ads that may be shown at this moment; the same as `live`, for single look-ups."""
         self._slots: dict[str, int] = {}
-        self._sids = np.zeros((FIRST_CAPACITY, n_levels), np.int64)
+        self._sids = np.zeros((FIRST_CAPACITY, len(level_sizes)), np.int64)
         self._live = np.zeros(FIRST_CAPACITY, np.bool_)
+        self._flips: tuple[int, list[int]] = (0, [])  # how many came before the kept ones, and their slots
 
     def __len__(self) -> int:
         return len(self.ad_ids)
 
-    def apply(self, entries: Iterable[sid_pb2.CatalogEntry]) -> bool:
+    def apply(self, entries: Iterable[sid_pb2.CatalogEntry]) -> None:
         """Take over the full state of some ads.
 
         Args:
             entries: In commit order; a later one of the same ad replaces the earlier.
 
-        Returns:
-            Whether the set of live ads changed, so that an index of it is out of date.
-
         Raises:
-            ValueError: A SID has another number of levels than the table.
+            ValueError: A SID is none of the codebook; the entries before it are taken over.
         """
-        changed = False
         for entry in entries:
             live = entry.state == sid_pb2.AD_STATE_ACTIVE
             slot = self._slots.get(entry.ad_id)
             if slot is None:
                 slot = self._append(entry.ad_id, entry.sid.codes)
-                changed |= live
-            else:
-                changed |= bool(self._live[slot]) != live
-            self._live[slot] = live
-            (self.live_slots.add if live else self.live_slots.discard)(slot)
-        return changed
+            if (slot in self.live_slots) != live:
+                self._live[slot] = live
+                (self.live_slots.add if live else self.live_slots.discard)(slot)
+                self._note_flip(slot)
+
+    @property
+    def flips(self) -> int:
+        """How often an ad came or went so far; a reader that notes it can ask for the changes after it."""
+        before, slots = self._flips
+        return before + len(slots)
+
+    def flipped_since(self, flips: int) -> NDArray[np.int64] | None:
+        """Return the slots whose ads came or went after a number of flips, each once; None where too many did."""
+        before, slots = self._flips
+        if flips < before or before + len(slots) - flips > self._most_flips():
+            return None
+        return np.unique(np.array(slots[flips - before :], np.int64))
 
     def slots(self, ad_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the slots of ads, -1 for an unknown one, `[len(ad_ids)]`."""
@@ -91,9 +103,20 @@ class AdTable:
         size = len(self.ad_ids)
         return TableView(self._sids[:size], self._live[:size])
 
+    def _most_flips(self) -> int:
+        return max(FEWEST_FLIPS, len(self.ad_ids) // FLIPS_SHARE)
+
+    def _note_flip(self, slot: int) -> None:
+        before, slots = self._flips
+        most = self._most_flips()
+        if len(slots) >= 2 * most:  # both in one step, for readers in other threads
+            before, slots = self._flips = (before + len(slots) - most, slots[-most:])
+        slots.append(slot)
+
     def _append(self, ad_id: str, codes: Sequence[int]) -> int:
-        if len(codes) != self.n_levels:
-            raise ValueError(f"sid of ad {ad_id}: {list(codes)}: give {self.n_levels} codes, one per level")
+        sizes = self.level_sizes
+        if len(codes) != len(sizes) or not all(code < size for code, size in zip(codes, sizes, strict=True)):
+            raise ValueError(f"sid of ad {ad_id}: {list(codes)}: give codes from 0 to below {sizes}")
         slot = len(self.ad_ids)
         if slot == len(self._live):  # new arrays instead of a resize: readers may hold the old ones
             self._sids = np.concatenate([self._sids, np.zeros_like(self._sids)])

@@ -5,21 +5,19 @@ Shapes: B requests, N candidates.
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from gr4ad.type.v1 import type_pb2
-from gr4ad_core.decoding.beam_schedule import BeamPlan, plan_widths
+from gr4ad_core.decoding.beam_schedule import BeamPlan, scheduled_widths
 from gr4ad_core.model.history import UserHistory
 from gr4ad_runtime.errors import UnavailableError
 from numpy.typing import NDArray
 
 from ad_generator.ad_table import AdTable
 from ad_generator.catalog_mirror import CatalogMirror
-from ad_generator.live_index import LiveIndex
 from ad_generator.policy_messages import Stages
 from ad_generator.policy_process import PolicyProcess, PolicyProcessGoneError
 from ad_generator.ranking import ranking_order
@@ -110,55 +108,55 @@ class Engine:
         state = self.state
         assert state is not None, "requests are refused before the first policy"
         try:
-            return self.generate(state.policy, state.mirror.index, queries)
+            return self.generate(state.policy, state.mirror.table, queries)
         except PolicyProcessGoneError as error:
             remedy = f"{error}: retry, here once the generator has started anew, or at another replica"
             raise UnavailableError("policy", state.policy.ref.policy_id, remedy) from error
 
-    def generate(self, policy: LoadedPolicy, index: LiveIndex, queries: Sequence[Query]) -> list[Generated]:
-        """Answer a batch with a given policy and index."""
-        groups: dict[BeamPlan, list[int]] = defaultdict(list)
+    def catch_up(self) -> None:
+        """Send the serving policy's process what it lacks of the live ads, so that the next batch need not."""
+        if self.state is not None:
+            self.state.policy.process.catch_up(self.state.mirror.table)
+
+    def generate(self, policy: LoadedPolicy, table: AdTable, queries: Sequence[Query]) -> list[Generated]:
+        """Answer a batch with a given policy and the live ads of a table."""
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, query in enumerate(queries):
-            groups[plan_widths(self.beam_widths, index.trie.live_counts, query.candidate_count)].append(number)
+            groups[scheduled_widths(self.beam_widths, query.candidate_count)].append(number)
         answers: dict[int, Generated] = {}
-        for plan, numbers in groups.items():
+        for widths, numbers in groups.items():
             group = [queries[number] for number in numbers]
-            answers.update(zip(numbers, self._generate(policy, index, plan, group), strict=True))
+            answers.update(zip(numbers, self._generate(policy, table, widths, group), strict=True))
         return [answers[number] for number in range(len(queries))]
 
     def _generate(
-        self, policy: LoadedPolicy, index: LiveIndex, plan: BeamPlan, queries: Sequence[Query]
+        self, policy: LoadedPolicy, table: AdTable, widths: tuple[int, ...], queries: Sequence[Query]
     ) -> list[Generated]:
-        histories = [user_history(query, index.table) for query in queries]
+        histories = [user_history(query, table) for query in queries]
         skipped = [len(q.ad_ids) - len(h.behaviors) for q, h in zip(queries, histories, strict=True)]
-        if not index.size:
-            stages = Stages(time.time_ns(), 0, (0,) * len(plan.widths), 0)
-            return [Generated(policy, index.table, [], [], [], [], plan, stages, n) for n in skipped]
-
         wanted = max(query.candidate_count for query in queries)
-        found = policy.process.decode(index.trie, plan.widths, histories, wanted)
-        slots_BN = index.slots_by_place[found.places_BN]
-        # The table may know of a pause that the trie does not.
-        usable_BN = (found.places_BN >= 0) & index.table.live(slots_BN)
+        found = policy.process.decode(table, widths, histories, wanted)
+        # The table may know of a pause that came after the call.
+        usable_BN = (found.slots_BN >= 0) & table.live(found.slots_BN)
         wanted_B = np.array([query.candidate_count for query in queries])
         usable_BN &= usable_BN.cumsum(axis=1) <= wanted_B[:, None]
         counts_B = usable_BN.sum(axis=1)
         order_BN = ranking_order(np.where(usable_BN, found.log_probs_BN, -np.inf), found.ecpm_BN, self.value_weight)
 
         # Plain numbers from here on: the event loop reads them faster than arrays.
-        slots_BN = np.take_along_axis(slots_BN, order_BN, axis=1)
-        slots, sids = slots_BN.tolist(), index.table.sids(slots_BN).tolist()
+        slots_BN = np.take_along_axis(found.slots_BN, order_BN, axis=1)
+        slots, sids = slots_BN.tolist(), table.sids(slots_BN).tolist()
         log_probs = np.take_along_axis(found.log_probs_BN, order_BN, axis=1).tolist()
         ecpm_micros = np.rint(np.take_along_axis(found.ecpm_BN, order_BN, axis=1)).astype(np.int64).tolist()
         return [
             Generated(
                 policy=policy,
-                table=index.table,
+                table=table,
                 slots=slots[row][:count],
                 sids=sids[row][:count],
                 log_probs=log_probs[row][:count],
                 ecpm_micros=ecpm_micros[row][:count],
-                plan=plan,
+                plan=found.plan,
                 stages=found.stages,
                 skipped_events=skipped[row],
             )

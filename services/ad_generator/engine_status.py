@@ -47,8 +47,8 @@ class EngineStatus:
         state = self._engine.state
         if state is not None:
             status.policy.CopyFrom(state.policy.ref)
-            status.live_ads = state.mirror.index.size
-            status.catalog_cursor = state.mirror.index.cursor
+            status.live_ads = len(state.mirror.table.live_slots)
+            status.catalog_cursor = state.mirror.cursor
         return status
 
     def register_metrics(self, batcher: Batcher[Query, Generated]) -> None:
@@ -56,7 +56,7 @@ class EngineStatus:
         instruments = meter(__name__)
 
         def live_ads() -> int:
-            return 0 if self._engine.state is None else self._engine.state.mirror.index.size
+            return 0 if self._engine.state is None else len(self._engine.state.mirror.table.live_slots)
 
         for name, unit, description, read in (
             (semconv.METRIC_LIVE_ADS, "{ad}", "Live ads in the index.", live_ads),

@@ -28,6 +28,7 @@ LONGEST_SILENCE_S: Final = 15.0
 """The trainer sends heartbeats every few seconds; after this the connection counts as dead."""
 FIRST_BACK_OFF_S: Final = 0.5
 LONGEST_BACK_OFF_S: Final = 10.0
+IN_STEP_S: Final = 0.05
 
 MakeMirror = Callable[[str, tuple[int, ...]], CatalogMirror]
 """Makes the mirror of a codebook, by its name and level sizes."""
@@ -94,6 +95,7 @@ class PolicyFollower:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._watch())
                 tasks.create_task(self._adopt_latest(tasks))
+                tasks.create_task(self._keep_in_step())
         finally:
             if self._engine.state is not None:
                 self._serving.submit(self._engine.state.policy.process.close)
@@ -163,7 +165,7 @@ class PolicyFollower:
                 try:
                     await mirror.wait_ready()
                     await loop.run_in_executor(
-                        self._loading, warm_up, self._engine, policy, mirror.index, self._max_batch_size
+                        self._loading, warm_up, self._engine, policy, mirror.table, self._max_batch_size
                     )
                 except BaseException:
                     if task is not self._mirror_task:
@@ -182,7 +184,8 @@ class PolicyFollower:
             self._mirror_task.cancel()
         self._mirror_task = task
         self.swaps += 1
-        log.info("policy_swapped_in", policy_id=ref.policy_id, codebook_id=ref.codebook_id, live_ads=mirror.index.size)
+        live_ads = len(mirror.table.live_slots)
+        log.info("policy_swapped_in", policy_id=ref.policy_id, codebook_id=ref.codebook_id, live_ads=live_ads)
         self._on_ready()
 
     async def _load(self, policy: training_pb2.Policy) -> LoadedPolicy:
@@ -193,6 +196,15 @@ class PolicyFollower:
         except asyncio.CancelledError:
             loading.add_done_callback(_close_loaded)
             raise
+
+    async def _keep_in_step(self) -> None:
+        """Tell the serving policy's process of changes even while no request comes, so that none has many to bring."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(IN_STEP_S)
+            state = self._engine.state
+            if state is not None and state.policy.process.is_behind(state.mirror.table):
+                await loop.run_in_executor(self._serving, self._engine.catch_up)
 
     async def _watch_process(self, policy: LoadedPolicy) -> None:
         """Wait for the end of a policy's process, which nothing survives while the policy serves."""

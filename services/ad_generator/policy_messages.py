@@ -1,6 +1,6 @@
 """What the server and a policy's process say to each other.
 
-Shapes: B requests, N candidates.
+Shapes: B requests, N candidates, A live ads, C changes, T SID levels.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from gr4ad_core.decoding.beam_schedule import BeamPlan
 from gr4ad_core.model.history import UserHistory
-from gr4ad_core.sid.trie import LiveTrie
 from numpy.typing import NDArray
 
 
@@ -56,13 +56,28 @@ class Serve:
 
 
 @dataclass(frozen=True)
+class LiveAds:
+    """All live ads from now on; not answered."""
+
+    slots_A: NDArray[np.int64]
+    sids_AT: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class LiveChanges:
+    """Ads that may have come or gone since the message before, as they are now; not answered."""
+
+    slots_C: NDArray[np.int64]
+    sids_CT: NDArray[np.int64]
+    live_C: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
 class Decode:
     """One model call; answered by `Decoded` or `Failed`."""
 
-    trie: LiveTrie | None
-    """The live SIDs from now on; None where they are those of the call before."""
     widths: tuple[int, ...]
-    """Beams to keep at each level."""
+    """Beams to keep at each level, where so many prefixes are live."""
     histories: Sequence[UserHistory]
     """The B requests."""
     wanted: int
@@ -83,11 +98,13 @@ class Stages:
 class Decoded:
     """What a model call found, by falling log-probability."""
 
-    places_BN: NDArray[np.int64]
-    """Place of each candidate in the trie's order; −1 behind the end of a list."""
+    slots_BN: NDArray[np.int64]
+    """Slot of each candidate; −1 behind the end of a list."""
     log_probs_BN: NDArray[np.float64]
     """Natural logarithms; −∞ behind the end of a list."""
     ecpm_BN: NDArray[np.float64]
     """Expected eCPM, micros."""
+    plan: BeamPlan
+    """Widths of the search."""
     stages: Stages
     """When it ran, and for how long."""

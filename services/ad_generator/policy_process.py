@@ -7,10 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import numpy as np
 from gr4ad_core.model.history import UserHistory
-from gr4ad_core.sid.trie import LiveTrie
 
-from ad_generator.policy_messages import Decode, Decoded, Failed, Loaded, Refused, Serve, WorkerSettings
+from ad_generator.ad_table import AdTable
+from ad_generator.policy_messages import (
+    Decode,
+    Decoded,
+    Failed,
+    LiveAds,
+    LiveChanges,
+    Loaded,
+    Refused,
+    Serve,
+    WorkerSettings,
+)
 
 END_SECONDS: Final = 5.0
 
@@ -53,7 +64,8 @@ class PolicyProcess:
         )
         self._process.start()
         theirs.close()
-        self._held: LiveTrie | None = None
+        self._table: AdTable | None = None  # whose live ads the process holds
+        self._flips = 0  # up to here
         try:
             loaded = self._receive(Loaded)
         except BaseException:
@@ -74,12 +86,32 @@ class PolicyProcess:
         """A file descriptor that becomes readable when the process ends."""
         return int(self._process.sentinel)
 
-    def decode(self, trie: LiveTrie, widths: tuple[int, ...], histories: Sequence[UserHistory], wanted: int) -> Decoded:
+    def is_behind(self, table: AdTable) -> bool:
+        """Whether the process lacks changes of a table's live ads; asked by any thread."""
+        return table is not self._table or table.flips != self._flips
+
+    def catch_up(self, table: AdTable) -> None:
+        """Send what the process lacks of a table's live ads: what changed, or all where that is less.
+
+        Raises:
+            PolicyProcessGoneError: The process has ended.
+        """
+        flips = table.flips  # before the ads themselves are looked at: what comes meanwhile is sent again
+        slots = table.flipped_since(self._flips) if table is self._table else None
+        if slots is None:
+            view = table.view()
+            slots = np.flatnonzero(view.live)
+            self._send(LiveAds(slots, view.sids[slots].astype(np.int32)))
+        elif len(slots):
+            self._send(LiveChanges(slots, table.sids(slots), table.live(slots)))
+        self._table, self._flips = table, flips
+
+    def decode(self, table: AdTable, widths: tuple[int, ...], histories: Sequence[UserHistory], wanted: int) -> Decoded:
         """Find the most likely live SIDs of each request; see `policy_worker.decode`.
 
         Args:
-            trie: Live SIDs; sent only where they are others than last time.
-            widths: Beams to keep at each level.
+            table: Of the ads; the process hears first what it lacks of the live ones.
+            widths: Beams to keep at each level, where so many prefixes are live.
             histories: The requests.
             wanted: Candidates of each, at most.
 
@@ -87,14 +119,9 @@ class PolicyProcess:
             PolicyProcessError: The call failed.
             PolicyProcessGoneError: The process has ended.
         """
-        try:
-            self._connection.send(Decode(None if trie is self._held else trie, widths, histories, wanted))
-        except OSError as error:
-            raise self._gone() from error
-        self._held = None  # until the answer shows that the trie has come
-        found = self._receive(Decoded)
-        self._held = trie
-        return found
+        self.catch_up(table)
+        self._send(Decode(widths, histories, wanted))
+        return self._receive(Decoded)
 
     def serve(self) -> None:
         """End the tryout: compute with full priority from now on."""
@@ -107,6 +134,12 @@ class PolicyProcess:
         if self._process.exitcode is None:
             self._process.kill()
             self._process.join()
+
+    def _send(self, message: Decode | LiveAds | LiveChanges) -> None:
+        try:
+            self._connection.send(message)
+        except OSError as error:
+            raise self._gone() from error
 
     def _receive(self, kind: type[T]) -> T:
         try:

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,23 +22,60 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from gr4ad_core.decoding.beam_schedule import plan_widths
 from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
-from gr4ad_core.decoding.constraints import TorchTrie
+from gr4ad_core.decoding.constraints import DeviceTrie, TorchTrie
 from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
 from gr4ad_core.model.context import collate_contexts
-from gr4ad_core.model.history import UserHistory
 from gr4ad_core.model.lazy_ar import LazyAr
+from gr4ad_core.sid.trie import LiveTrie
 
-from ad_generator.policy_messages import Decode, Decoded, Failed, Loaded, Refused, Serve, Stages, WorkerSettings
+from ad_generator.policy_messages import (
+    Decode,
+    Decoded,
+    Failed,
+    LiveAds,
+    LiveChanges,
+    Loaded,
+    Refused,
+    Serve,
+    Stages,
+    WorkerSettings,
+)
 
 LOADING_NICENESS: Final = 10
+
+
+class LiveIndex:
+    """The live ads of this process: what the server sent first, and every change since."""
+
+    def __init__(self, model: LazyAr, ads: LiveAds) -> None:
+        """Index all live ads, for a model's levels and device."""
+        self.trie = LiveTrie.build(ads.sids_AT, model.config.level_sizes, ads.slots_A)
+        self._device_trie = None if model.device.type == "cpu" else DeviceTrie(self.trie, model.device)
+
+    def change(self, changes: LiveChanges) -> None:
+        """Take over the state of some ads; one that is as it was changes nothing."""
+        for slot, sid, live in zip(
+            changes.slots_C.tolist(), changes.sids_CT.tolist(), changes.live_C.tolist(), strict=True
+        ):
+            if live:
+                self.trie.insert(sid, slot)
+            else:
+                self.trie.remove(sid)
+
+    def tensors(self) -> TorchTrie:
+        """Return what a search walks."""
+        if self._device_trie is None:
+            return TorchTrie.from_view(self.trie.view, "cpu")
+        return self._device_trie.latest()
 
 
 @dataclass
 class _Worker:
     connection: Connection[Any, Any]
     model: LazyAr
-    trie: TorchTrie | None = None
+    index: LiveIndex | None = None
 
     def answer(self) -> None:
         """Answer until told to serve, or until the other side is gone."""
@@ -47,16 +84,27 @@ class _Worker:
                 message = self.connection.recv()
                 if isinstance(message, Serve):
                     return
-                self.connection.send(self._reply(message))
+                if isinstance(message, Decode):
+                    self.connection.send(self._reply(message))
+                else:
+                    self._take(message)
             except (EOFError, OSError):
                 os._exit(0)
+            except Exception:  # the live ads are not known any more
+                traceback.print_exc()
+                os._exit(1)
+
+    def _take(self, message: LiveAds | LiveChanges) -> None:
+        if isinstance(message, LiveAds):
+            self.index = LiveIndex(self.model, message)
+        else:
+            assert self.index is not None, "the first message brings all live ads"
+            self.index.change(message)
 
     def _reply(self, message: Decode) -> Decoded | Failed:
         try:
-            if message.trie is not None:
-                self.trie = TorchTrie.from_trie(message.trie, self.model.device)
-            assert self.trie is not None, "the first call brings the live SIDs"
-            return decode(self.model, self.trie, message.widths, message.histories, message.wanted)
+            assert self.index is not None, "live ads come before the first call"
+            return decode(self.model, self.index, message)
         except Exception as error:
             return Failed(f"{type(error).__name__}: {error}")
 
@@ -107,29 +155,31 @@ def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettin
 
 
 @torch.inference_mode()
-def decode(
-    model: LazyAr, trie: TorchTrie, widths: tuple[int, ...], histories: Sequence[UserHistory], wanted: int
-) -> Decoded:
+def decode(model: LazyAr, index: LiveIndex, call: Decode) -> Decoded:
     """Find the most likely live SIDs of each request and value them.
 
     Args:
         model: In evaluation mode.
-        trie: Live SIDs, not empty, on the model's device.
-        widths: Beams to keep at each level.
-        histories: The B requests.
-        wanted: Candidates N to return of each, at most.
+        index: The live ads.
+        call: The B requests, and what to look for.
     """
     started_ns, started = time.time_ns(), time.perf_counter_ns()
-    context = model.encode_context(collate_contexts(histories, model.config).to(model.device))
+    plan = plan_widths(call.widths, index.trie.live_counts)
+    if not index.trie.size:
+        nothing_BN = np.zeros((len(call.histories), 0))
+        stages = Stages(started_ns, 0, (0,) * len(plan.widths), 0)
+        return Decoded(nothing_BN.astype(np.int64), nothing_BN, nothing_BN, plan, stages)
+    context = model.encode_context(collate_contexts(call.histories, model.config).to(model.device))
     encoded = time.perf_counter_ns()
-    beams = beam_search(model, context, trie, widths)
+    beams = beam_search(model, context, index.tensors(), plan.widths)
     searched = time.perf_counter_ns()
-    best_BN = torch.arange(min(wanted, widths[-1]), device=model.device).expand(len(histories), -1)
+    best_BN = torch.arange(min(call.wanted, plan.widths[-1]), device=model.device).expand(len(call.histories), -1)
     ecpm_BN = expected_ecpm_of_beams(model, context, beams, best_BN).numpy(force=True)
     return Decoded(
-        places_BN=beams.places_BW[:, : best_BN.shape[1]].numpy(force=True).copy(),
+        slots_BN=beams.slots_BW[:, : best_BN.shape[1]].numpy(force=True).copy(),
         log_probs_BN=beams.log_probs_BW[:, : best_BN.shape[1]].numpy(force=True).astype(np.float64),
         ecpm_BN=ecpm_BN.astype(np.float64),
+        plan=plan,
         stages=Stages(
             started_ns=started_ns,
             encode_us=(encoded - started) // 1000,

@@ -6,21 +6,21 @@ from typing import Final
 
 import numpy as np
 
+from ad_generator.ad_table import AdTable
 from ad_generator.engine import Engine, LoadedPolicy, Query
-from ad_generator.live_index import LiveIndex
 from ad_generator.policy_process import PolicyRefusedError
 
 HISTORY_LENGTHS: Final = (0, 1, 50)
 CANDIDATES: Final = 16
 
 
-def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_size: int) -> None:
+def warm_up(engine: Engine, policy: LoadedPolicy, table: AdTable, max_batch_size: int) -> None:
     """Answer made-up requests, so that the first real ones pay for no allocation.
 
     Args:
         engine: Computes them; what it serves stays as it is.
         policy: The policy to try.
-        index: Of the catalogue it would serve.
+        table: Of the catalogue it would serve.
         max_batch_size: The largest batch to try.
 
     Raises:
@@ -28,16 +28,16 @@ def warm_up(engine: Engine, policy: LoadedPolicy, index: LiveIndex, max_batch_si
     """
     for batch_size in (1, max_batch_size):
         lengths = (HISTORY_LENGTHS[number % len(HISTORY_LENGTHS)] for number in range(batch_size))
-        queries = [_query(index, length) for length in lengths]
-        for answer in engine.generate(policy, index, queries):
-            if not np.isfinite(answer.log_probs).all() or (index.size and not answer.slots):
+        queries = [_query(table, length) for length in lengths]
+        for answer in engine.generate(policy, table, queries):
+            if not np.isfinite(answer.log_probs).all() or (table.live_slots and not answer.slots):
                 raise PolicyRefusedError(
                     "log_prob: not finite: the policy diverged in training, activate the policy before it"
                 )
 
 
-def _query(index: LiveIndex, length: int) -> Query:
-    ad_ids = index.table.ad_ids[:length]
+def _query(table: AdTable, length: int) -> Query:
+    ad_ids = table.ad_ids[:length]
     return Query(
         ad_ids=ad_ids,
         behaviors=np.ones(len(ad_ids), np.int64),

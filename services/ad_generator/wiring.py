@@ -63,9 +63,8 @@ def build_generator(
     lifecycle: Lifecycle,
 ) -> None:
     """Register the generator's services with a server and start its background tasks; see `serve_engine`."""
-    # One thread each, so that none of the three kinds of work waits for another.
-    inference, indexing = _thread(lifecycle, "inference"), _thread(lifecycle, "indexing")
-    loading = _thread(lifecycle, "loading")
+    # One thread each, so that neither kind of work waits for the other.
+    inference, loading = _thread(lifecycle, "inference"), _thread(lifecycle, "loading")
     sid_channel, training_channel, reward_channel = (
         _channel(lifecycle, address)
         for address in (settings.sid_assigner_address, settings.rspo_trainer_address, settings.reward_logger_address)
@@ -86,7 +85,7 @@ def build_generator(
     )
 
     def make_mirror(codebook_id: str, level_sizes: tuple[int, ...]) -> CatalogMirror:
-        return CatalogMirror(sids, codebook_id, level_sizes, indexing)
+        return CatalogMirror(sids, codebook_id, level_sizes)
 
     follower = PolicyFollower(
         training_pb2_grpc.TrainingServiceStub(training_channel),

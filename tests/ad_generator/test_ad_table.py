@@ -1,4 +1,4 @@
-"""The table of ads and the index of the live ones, against plain dictionaries."""
+"""The table of ads against plain dictionaries, and what it remembers of changes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import itertools
 import random
 
 import pytest
-from ad_generator.ad_table import FIRST_CAPACITY, AdTable
-from ad_generator.live_index import build_live_index
+from ad_generator.ad_table import FEWEST_FLIPS, FIRST_CAPACITY, AdTable
 from gr4ad.sid.v1 import sid_pb2
 from gr4ad.type.v1 import type_pb2
 
@@ -24,13 +23,13 @@ def test_random_changes_lead_where_a_dictionary_leads() -> None:
     draw = random.Random(7)
     sids = list(itertools.product(*map(range, LEVEL_SIZES)))
     draw.shuffle(sids)
-    table, expected = AdTable(3), {}
+    table, expected = AdTable(LEVEL_SIZES), {}
     for _ in range(4 * FIRST_CAPACITY):
         ad = draw.randrange(FIRST_CAPACITY * 2)
         state = draw.choice((ACTIVE, PAUSED))
-        was_live = expected.get(f"ad{ad}", (None, PAUSED))[1] == ACTIVE
-        changed = table.apply([entry(f"ad{ad}", sids[ad], state)])
-        assert changed == (was_live != (state == ACTIVE))
+        was_live, flips = expected.get(f"ad{ad}", (None, PAUSED))[1] == ACTIVE, table.flips
+        table.apply([entry(f"ad{ad}", sids[ad], state)])
+        assert table.flips - flips == (was_live != (state == ACTIVE))
         expected[f"ad{ad}"] = (sids[ad], state)
     assert len(table) == len(expected) > FIRST_CAPACITY
 
@@ -41,41 +40,59 @@ def test_random_changes_lead_where_a_dictionary_leads() -> None:
     assert all(table.is_live(ad_id) == (state == ACTIVE) for ad_id, (_, state) in expected.items())
     assert not table.is_live("unknown")
 
-    index = build_live_index(table, table.view(), 9, LEVEL_SIZES)
-    live = {sid: ad_id for ad_id, (sid, state) in expected.items() if state == ACTIVE}
-    assert (index.size, index.cursor) == (len(live), 9)
-    ads = [table.ad_ids[slot] for slot in index.slots_by_place]
-    assert ads == [live[sid] for sid in sorted(live)]
-    assert [tuple(sid) for sid in index.trie.sids().tolist()] == sorted(live)
+    view = table.view()
+    live = {ad_id for ad_id, (_, state) in expected.items() if state == ACTIVE}
+    assert {table.ad_ids[slot] for slot in view.live.nonzero()[0]} == live
+    assert {table.ad_ids[slot] for slot in table.live_slots} == live
+    assert [tuple(sid) for sid in view.sids.tolist()] == [expected[ad_id][0] for ad_id in table.ad_ids]
 
 
 def test_a_view_does_not_move_when_the_table_grows() -> None:
-    table = AdTable(1)
+    table = AdTable((FIRST_CAPACITY + 1,))
     table.apply([entry("ad0", (0,))])
     view = table.view()
     table.apply([entry(f"ad{i}", (i,)) for i in range(FIRST_CAPACITY + 1)])
     table.apply([entry("ad0", (0,), PAUSED)])
     assert view.live.shape == (1,)
-    assert build_live_index(table, table.view(), 0, (FIRST_CAPACITY + 1,)).size == FIRST_CAPACITY
+    assert len(table.live_slots) == FIRST_CAPACITY
 
 
-def test_an_empty_table_makes_an_empty_index() -> None:
-    table = AdTable(3)
-    index = build_live_index(table, table.view(), 0, LEVEL_SIZES)
-    assert index.size == len(index.slots_by_place) == 0
+def test_tells_which_ads_came_or_went_since() -> None:
+    table = AdTable((100,))
+    table.apply([entry("a", (0,)), entry("b", (1,), PAUSED), entry("c", (2,))])
+    seen = table.flips
+    assert seen == 2
+    assert table.flipped_since(seen).tolist() == []
+    table.apply([entry("c", (2,)), entry("b", (1,)), entry("a", (0,), PAUSED), entry("b", (1,), PAUSED)])
+    assert table.flipped_since(seen).tolist() == [0, 1]
+    assert table.flipped_since(table.flips - 1).tolist() == [1]
 
 
-def test_a_bid_alone_leaves_the_index_as_it_is() -> None:
-    table = AdTable(3)
-    assert table.apply([entry("ad", (1, 2, 3))])
-    assert not table.apply([sid_pb2.CatalogEntry(ad_id="ad", state=ACTIVE, bid_micros=7)])
+def test_forgets_changes_that_are_more_than_reading_all_ads_would_be() -> None:
+    table = AdTable((2,))
+    table.apply([entry("a", (0,))])
+    turns = [entry("a", (0,), PAUSED), entry("a", (0,))]
+    table.apply(turns * (FEWEST_FLIPS // 2))
+    assert table.flipped_since(1).tolist() == [0]
+    assert table.flipped_since(0) is None
+    table.apply(turns * FEWEST_FLIPS * 2)
+    assert table.flipped_since(1) is None
+    assert table.flips == 1 + FEWEST_FLIPS * 5
+    assert table.flipped_since(table.flips - FEWEST_FLIPS).tolist() == [0]
+
+
+def test_a_bid_alone_leaves_the_live_ads_as_they_are() -> None:
+    table = AdTable(LEVEL_SIZES)
+    table.apply([entry("ad", (1, 2, 3))])
+    flips = table.flips
+    table.apply([sid_pb2.CatalogEntry(ad_id="ad", state=ACTIVE, bid_micros=7)])
+    assert table.flips == flips
     assert table.sids(table.slots(["ad"])).tolist() == [[1, 2, 3]]
 
 
-def test_sids_of_another_codebook_are_refused() -> None:
-    table = AdTable(3)
-    with pytest.raises(ValueError, match="sid of ad odd"):
-        table.apply([entry("odd", (1, 2))])
-    table.apply([entry("ad", (1, 2, 30))])
-    with pytest.raises(ValueError, match="give codes"):
-        build_live_index(table, table.view(), 0, LEVEL_SIZES)
+@pytest.mark.parametrize("sid", [(1, 2), (1, 2, 30)])
+def test_sids_of_another_codebook_are_refused(sid: tuple[int, ...]) -> None:
+    table = AdTable(LEVEL_SIZES)
+    with pytest.raises(ValueError, match=r"sid of ad odd: .*: give codes from 0 to below \(6, 20, 20\)"):
+        table.apply([entry("before", (0, 0, 0)), entry("odd", sid)])
+    assert table.ad_ids == ["before"]

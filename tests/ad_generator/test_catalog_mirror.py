@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 
+import numpy as np
 import pytest
-from ad_generator import catalog_mirror
 from ad_generator.ad_table import AdTable
+from ad_generator.policy_process import PolicyProcess
 from gr4ad.sid.v1 import sid_pb2
 
-from tests.ad_generator.neighbours import ACTIVE, PAUSED, Catalogue
+from tests.ad_generator.neighbours import ACTIVE, PAUSED, Catalogue, eventually
 from tests.ad_generator.policies import CODEBOOK, publish
 from tests.ad_generator.suite import ALL_SIDS, Neighbours, Suite, run_generator, run_ready_generator
 
@@ -66,18 +67,13 @@ async def test_an_interrupted_snapshot_is_taken_again(neighbours: Neighbours, mo
 
 async def test_a_pause_that_the_index_does_not_hold_yet_counts(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
     """The table is ahead of the trie: the check on the table alone must keep the ad out."""
-    monkeypatch.setattr(catalog_mirror, "COALESCE_S", 30.0)
     best = (await suite.ask(count=1)).candidates[0]
-    before = (await suite.status()).catalog_cursor
-    suite.neighbours.catalogue.put(best.ad_id, best.sid.codes, PAUSED)
-    for _ in range(100):
-        answer = await suite.ask(count=10)
-        if best.ad_id not in {ad.ad_id for ad in answer.candidates}:
-            break
-        await asyncio.sleep(0.01)
+    monkeypatch.setattr(AdTable, "flipped_since", lambda table, flips: np.zeros(0, np.int64))  # tells nobody
+    cursor = suite.neighbours.catalogue.put(best.ad_id, best.sid.codes, PAUSED)
+    await suite.reaches(lambda status: status.catalog_cursor == cursor, "the pause is in the table")
+    answer = await suite.ask(count=10)
     assert best.ad_id not in {ad.ad_id for ad in answer.candidates}
     assert len(answer.candidates) == 9  # the beam spent one place on it
-    assert (await suite.status()).catalog_cursor == before
 
 
 async def test_a_pause_during_the_search_counts(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,31 +96,33 @@ async def test_a_pause_during_the_search_counts(suite: Suite, monkeypatch: pytes
     assert len(answer.candidates) == 4
 
 
-async def test_many_changes_make_few_indexes(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
-    builds = []
-    build = catalog_mirror.build_live_index
-
-    def counted(*args):  # type: ignore[no-untyped-def]
-        builds.append(args)
-        return build(*args)
-
-    monkeypatch.setattr(catalog_mirror, "build_live_index", counted)
+async def test_what_is_in_the_table_is_in_the_next_answer(suite: Suite) -> None:
     catalogue = suite.neighbours.catalogue
+    for turn in range(20):
+        state = (PAUSED, ACTIVE)[turn % 2]
+        for sid in ALL_SIDS[:110]:
+            cursor = catalogue.put("ad-" + "-".join(map(str, sid)), sid, state)
+        await suite.reaches(lambda status, cursor=cursor: status.catalog_cursor == cursor, "the table has them")
+        expected = len(ALL_SIDS) - (110 if state == PAUSED else 0)
+        answer = await suite.ask(count=len(ALL_SIDS))
+        assert len(answer.candidates) == expected
+        assert answer.beam_trace.widths[-1] == expected  # the policy's own index holds no more and no fewer
+
+
+async def test_an_idle_policy_is_kept_in_step(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    caught_up = []
+    catch_up = PolicyProcess.catch_up
+
+    def counted(process: PolicyProcess, table: AdTable) -> None:
+        catch_up(process, table)
+        caught_up.append(table.flips)
+
+    monkeypatch.setattr(PolicyProcess, "catch_up", counted)
     for turn in range(200):
-        cursor = catalogue.put("ad-0-0-0", (0, 0, 0), (PAUSED, ACTIVE)[turn % 2])
+        suite.neighbours.catalogue.put("ad-0-0-0", (0, 0, 0), (PAUSED, ACTIVE)[turn % 2])
         await asyncio.sleep(0)
-    begin = time.monotonic()
-    await suite.reaches(lambda status: status.catalog_cursor == cursor, "all changes are indexed")
-    assert 1 <= len(builds) <= 10
-    assert time.monotonic() - begin < 1.0
-
-
-async def test_changes_that_leave_the_live_set_alone_move_the_cursor_only(
-    suite: Suite, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(catalog_mirror, "build_live_index", None)  # would fail if it were called
-    cursor = suite.neighbours.catalogue.put("ad-0-0-0", (0, 0, 0), ACTIVE)
-    await suite.reaches(lambda status: status.catalog_cursor == cursor, "the cursor moved")
+    await eventually(lambda: caught_up and caught_up[-1] == len(ALL_SIDS) + 200, "the process knows all")
+    assert len(caught_up) <= 20  # many changes a message
 
 
 async def test_an_insert_is_generatable_soon_after(suite: Suite) -> None:

@@ -212,7 +212,7 @@ async def test_a_drain_sends_the_last_lists(neighbours: Neighbours) -> None:
 
 
 async def test_an_answer_from_a_replaced_catalogue_is_checked_against_the_new_one() -> None:
-    old, new = AdTable(1), AdTable(1)
+    old, new = AdTable((3,)), AdTable((3,))
     for table, states in ((old, (ACTIVE, ACTIVE, ACTIVE)), (new, (PAUSED, ACTIVE))):
         for number, state in enumerate(states):
             sid = type_pb2.SemanticId(codes=[number])

@@ -26,28 +26,39 @@ class BeamPlan:
     """What limited them."""
 
 
-def plan_widths(base_widths: tuple[int, ...], live_counts: tuple[int, ...], candidate_count: int) -> BeamPlan:
-    """Decide how many beams to keep at each level.
+def scheduled_widths(base_widths: tuple[int, ...], candidate_count: int) -> tuple[int, ...]:
+    """Decide how many beams a request calls for at each level.
 
     A request for more candidates than the base's last width widens all levels by the same factor, so that the early
-    levels stay as generous as the policy meant them to be. No level keeps more beams than it has live prefixes.
+    levels stay as generous as the policy meant them to be.
 
     Args:
         base_widths: The policy's schedule, one width per level.
-        live_counts: Distinct live prefixes of length 1 … T (`LiveTrie.live_counts`).
         candidate_count: Candidates wanted, at least 1.
 
     Raises:
-        ValueError: A width or the count is below 1, or the lengths differ.
+        ValueError: A width or the count is below 1.
     """
     if not base_widths or min(base_widths) < 1:
         raise ValueError(f"base_widths: {base_widths}: give one positive width per level")
-    if len(live_counts) != len(base_widths):
-        raise ValueError(f"live_counts: {live_counts}: give one count for each of the {len(base_widths)} levels")
     if candidate_count < 1:
         raise ValueError(f"candidate_count: {candidate_count}: ask for at least 1")
     last = base_widths[-1]
     wanted = max(candidate_count, last)
-    scheduled = tuple(-(-width * wanted // last) for width in base_widths)
+    return tuple(-(-width * wanted // last) for width in base_widths)
+
+
+def plan_widths(scheduled: tuple[int, ...], live_counts: tuple[int, ...]) -> BeamPlan:
+    """Decide how many beams to keep at each level: what is called for, but no more than there are live prefixes.
+
+    Args:
+        scheduled: From `scheduled_widths`.
+        live_counts: Distinct live prefixes of length 1 … T (`LiveTrie.live_counts`).
+
+    Raises:
+        ValueError: The lengths differ.
+    """
+    if len(live_counts) != len(scheduled):
+        raise ValueError(f"live_counts: {live_counts}: give one count for each of the {len(scheduled)} levels")
     widths = tuple(min(width, live) for width, live in zip(scheduled, live_counts, strict=True))
     return BeamPlan(widths, Constraint.SCHEDULE if widths == scheduled else Constraint.LIVE_PREFIXES)

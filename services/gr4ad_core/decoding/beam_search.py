@@ -58,8 +58,8 @@ class BeamResult:
 
     sids_BWT: Tensor
     """Live SIDs, no one twice, int64; −1 where not valid."""
-    places_BW: Tensor
-    """Place of each SID in the trie's lexicographic order, int64; −1 where not valid."""
+    slots_BW: Tensor
+    """Slot of each SID's ad, int64; −1 where not valid."""
     log_probs_BW: Tensor
     """`Σ_t log p(s_t | s_<t, X)` over the full vocabulary of each level, falling; −inf where not valid."""
     valid_BW: Tensor
@@ -100,7 +100,7 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
 
     paths = PathStates.at_bos(model, batch, capacity=1 + sum(widths))
     log_probs_BW = torch.zeros(batch, 1, device=device)
-    nodes_BW = torch.zeros(batch, 1, dtype=torch.int64, device=device)
+    nodes_BW = trie.root_1.expand(batch, 1)
     sids_BWT = nodes_BW.new_empty(batch, 1, 0)
     parents_BW, codes_BW = nodes_BW, None
     level_us, started = [], _now_us(device)
@@ -114,9 +114,7 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
         scores_BWM = (log_p_BWM + log_probs_BW[..., None]).masked_fill_(~children.live_BWM, -torch.inf)
 
         log_probs_BW, parents_BW, places_BW = _best(scores_BWM, width)
-        flat_BW = parents_BW * children.codes_BWM.shape[-1] + places_BW
-        codes_BW = children.codes_BWM.flatten(1).gather(1, flat_BW)
-        nodes_BW = children.nodes_BWM.flatten(1).gather(1, flat_BW)
+        codes_BW, nodes_BW = children.at(parents_BW * children.live_BWM.shape[-1] + places_BW)
         past_BWT = sids_BWT.gather(1, parents_BW[..., None].expand(-1, -1, level))
         sids_BWT = torch.cat([past_BWT, codes_BW[..., None]], dim=-1)
         now = _now_us(device)
@@ -130,7 +128,7 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
     valid_BW = log_probs_BW > -torch.inf
     return BeamResult(
         sids_BWT=sids_BWT.masked_fill(~valid_BW[..., None], -1),
-        places_BW=nodes_BW.masked_fill(~valid_BW, -1),
+        slots_BW=nodes_BW.masked_fill(~valid_BW, -1),
         log_probs_BW=log_probs_BW,
         valid_BW=valid_BW,
         level_us=tuple(level_us),

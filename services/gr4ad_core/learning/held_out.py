@@ -40,7 +40,7 @@ def target_positions(model: LazyAr, samples: TrainingSet, beam_widths: Sequence[
         samples: The search is constrained to its `ad_sids_AT`.
         beam_widths: Of the levels; the last one also of those after it.
     """
-    trie = TorchTrie.from_trie(LiveTrie.build(samples.ad_sids_AT, model.config.level_sizes), model.device)
+    trie = TorchTrie.from_view(LiveTrie.build(samples.ad_sids_AT, model.config.level_sizes).view, model.device)
     last = len(beam_widths) - 1
     widths = tuple(beam_widths[min(level, last)] for level in range(model.config.n_levels))
     positions = []

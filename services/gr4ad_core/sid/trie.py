@@ -1,43 +1,53 @@
-"""The index of live SIDs: a trie in flat arrays that decoding walks without chasing pointers (method.md §4)."""
+"""The index of live SIDs: a trie in flat arrays that changes by single ads while it is read (method.md §4)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+import threading
+import weakref
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Ints = NDArray[np.int64]
+from gr4ad_core.sid.trie_blocks import BlockPools, EntryBits, Ints, TrieView, walk
 
 
-@dataclass(frozen=True)
 class LiveTrie:
-    """An immutable set of SIDs as a trie in compressed sparse rows, one pair of arrays per level.
+    """The live SIDs and the slots of their ads; changed by one thread, read by any, and readers never wait.
 
-    A node at depth t is a distinct prefix (s_1 … s_t); nodes of a depth are numbered in lexicographic order, and the
-    root is node 0 of depth 0. The children of node `v` at depth t are the nodes `child_offsets[t][v]` up to
-    `child_offsets[t][v + 1]` of depth t + 1, and `child_codes[t]` at the same places holds their codes s_(t+1). A
-    change of the catalogue builds a new trie, so that readers never wait.
+    A change writes the block of children that it alters anew, beside the old one, and then makes it the node's by one
+    store, so a reader finds each node before or after a change. A reader takes `view` and keeps it while it reads: the
+    blocks that changes leave behind are used again only when no view from before is held. Readers in another thread
+    than the writer rely on a processor that shows stores in their order (x86-64 does); in one thread nothing is asked.
+
+    When the spare room of a pool runs out, the trie is laid out anew in a thread of its own, while it is read and
+    changed; the changes that come meanwhile are made again in the new arrays.
     """
 
-    level_sizes: tuple[int, ...]
-    """Codebook size V_t of every level."""
-    child_offsets: tuple[Ints, ...]
-    """T arrays: `[nodes at depth t + 1]`, for depths t = 0 … T − 1."""
-    child_codes: tuple[Ints, ...]
-    """T arrays: `[nodes at depth t + 1 in all]`, the code of each; rising inside one parent."""
+    def __init__(self, bits: EntryBits, blocks: BlockPools) -> None:
+        """Take a trie over that is laid out; see `build`."""
+        self._bits = bits
+        self._blocks = blocks
+        self.view = TrieView(bits, blocks.root, blocks.pools)
+        """What a reader takes, once per search, and keeps until its end."""
+        self._left: deque[tuple[weakref.ref[TrieView], list[tuple[int, int, int]]]] = deque()
+        self._compaction: _Compaction | None = None
+        self._keeps_writes = False
 
     @classmethod
-    def build(cls, sids: Ints, level_sizes: tuple[int, ...]) -> LiveTrie:
-        """Index a set of SIDs; duplicates count once, order does not matter.
+    def build(cls, sids: NDArray[np.integer[Any]], level_sizes: tuple[int, ...], slots: Ints | None = None) -> LiveTrie:
+        """Index a set of SIDs; order does not matter, and of a SID that is given twice the last slot stays.
 
         Args:
             sids: Codes `[N, T]`, integers; N = 0 gives the empty trie.
             level_sizes: Codebook size of each of the T levels.
+            slots: Of the SIDs' ads, `[N]`, from 0 to below 2³⁰; by default their rows.
 
         Raises:
-            ValueError: The shape is not `[N, T]`, or a code is outside its level.
+            ValueError: A shape is wrong, a code is outside its level, or the levels are too large.
         """
         sids = np.asarray(sids)
         if sids.ndim != 2 or sids.shape[1] != len(level_sizes):
@@ -47,89 +57,219 @@ class LiveTrie:
         wrong = np.flatnonzero(((sids < 0) | (sids >= np.array(level_sizes))).any(axis=1))
         if len(wrong):
             raise ValueError(f"sids[{wrong[0]}]: {sids[wrong[0]].tolist()}: give codes from 0 to below {level_sizes}")
+        slots = np.arange(len(sids)) if slots is None else np.asarray(slots, np.int64)
+        if slots.shape != (len(sids),):
+            raise ValueError(f"slots: shape {slots.shape}: give [{len(sids)}], one per SID")
 
-        rows = _sorted_rows(sids.astype(np.int64, copy=False), level_sizes)
+        order = _lexicographic_order(sids, level_sizes)
+        rows, slots = sids[order], slots[order]
         # A sorted row opens a new node at every depth from its first code that differs from the row before.
         is_new = np.ones(rows.shape, dtype=bool)
         np.logical_or.accumulate(rows[1:] != rows[:-1], axis=1, out=is_new[1:])
-        offsets, codes = [], []
+        codes, counts = [], []
         parents = np.zeros(1, np.int64)  # the first row of each node, starting with the root
         for level in range(len(level_sizes)):
             nodes = np.flatnonzero(is_new[:, level])
-            offsets.append(np.append(np.searchsorted(nodes, parents), len(nodes)))
-            codes.append(rows[nodes, level])
+            counts.append(np.diff(np.searchsorted(nodes, parents), append=len(nodes)))
+            codes.append(rows[nodes, level].astype(np.int64))
             parents = nodes
-        return cls(tuple(level_sizes), tuple(offsets), tuple(codes))
+        last_rows = np.append(parents[1:], len(rows)) - 1 if len(rows) else parents
+        bits = EntryBits(level_sizes)
+        return cls(bits, BlockPools(bits, codes, counts, slots[last_rows]))
 
     @property
-    def n_levels(self) -> int:
-        """SID levels T."""
-        return len(self.level_sizes)
+    def level_sizes(self) -> tuple[int, ...]:
+        """Codebook size V_t of every level."""
+        return self._bits.level_sizes
 
     @property
     def size(self) -> int:
         """Live SIDs."""
-        return len(self.child_codes[-1])
+        return self._blocks.live_counts[-1]
 
     @property
     def live_counts(self) -> tuple[int, ...]:
         """Distinct live prefixes of length 1 … T: what a beam can hold at most at each level."""
-        return tuple(len(codes) for codes in self.child_codes)
+        return tuple(self._blocks.live_counts)
 
     @property
-    def widest_fanouts(self) -> tuple[int, ...]:
-        """Most children that any node of depth 0 … T − 1 has; 0 in the empty trie."""
-        return tuple(int(np.diff(offsets).max(initial=0)) for offsets in self.child_offsets)
+    def nbytes(self) -> int:
+        """Bytes of the arrays, spare room included."""
+        return self._blocks.nbytes
 
-    def children(self, depth: int, node: int) -> Ints:
-        """Return the codes that may follow a node, rising."""
-        first, end = self.child_offsets[depth][node : node + 2]
-        return self.child_codes[depth][first:end]
-
-    def find(self, sids: Ints) -> Ints:
-        """Return the place of each SID `[M, T]` in lexicographic order, `[M]`; −1 where it is not live."""
-        nodes = np.zeros(len(sids), np.int64)
-        live = np.ones(len(sids), dtype=bool)
-        for level, (size, keys) in enumerate(zip(self.level_sizes, self._edge_keys, strict=True)):
-            codes = np.asarray(sids)[:, level].astype(np.int64, copy=False)
-            live &= (codes >= 0) & (codes < size)
-            wanted = nodes * size + codes
-            nodes = np.searchsorted(keys, wanted)
-            if not len(keys):
-                return np.full(len(sids), -1)
-            nodes = np.minimum(nodes, len(keys) - 1)
-            live &= keys[nodes] == wanted
-        return np.where(live, nodes, -1)
-
-    def contains(self, sids: Ints) -> NDArray[np.bool_]:
-        """Tell which of the SIDs `[M, T]` are live, `[M]`; a code outside its level is not."""
-        return self.find(sids) >= 0
-
-    def sids(self) -> Ints:
-        """Return the live SIDs in lexicographic order, `[size, T]`."""
+    def items(self) -> tuple[Ints, Ints]:
+        """Return the live SIDs in lexicographic order, `[size, T]`, and their slots, `[size]`."""
+        codes, counts, slots = walk(self.view)
         columns = []
-        nodes = np.arange(self.size)
-        for level in reversed(range(self.n_levels)):
-            columns.append(self.child_codes[level][nodes])
-            nodes = np.searchsorted(self.child_offsets[level], nodes, side="right") - 1
-        return np.stack(columns[::-1], axis=1)
+        repeats = np.ones(len(slots), np.int64)
+        for level in reversed(range(len(codes))):
+            columns.append(np.repeat(codes[level], repeats))
+            starts = np.cumsum(counts[level]) - counts[level]
+            repeats = np.add.reduceat(repeats, starts) if len(repeats) else repeats
+        return np.stack(columns[::-1], axis=1), slots
 
-    @cached_property
-    def _edge_keys(self) -> tuple[Ints, ...]:
-        """Per level, parent and code of every node as one rising number (below nodes × V_t, so it fits)."""
-        return tuple(
-            np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)) * size + codes
-            for size, offsets, codes in zip(self.level_sizes, self.child_offsets, self.child_codes, strict=True)
-        )
+    def insert(self, sid: Sequence[int], slot: int) -> bool:
+        """Add an ad; visible to the next look-up. A SID that is live already only takes the slot.
+
+        Args:
+            sid: T codes.
+            slot: From 0 to below 2³⁰, or more where the last level leaves the bits.
+
+        Returns:
+            Whether the SID was not live before.
+
+        Raises:
+            ValueError: It is no SID of the trie's levels, or no slot; nothing has changed.
+        """
+        self._check(sid)
+        if not 0 <= slot <= self._bits.payloads[-1]:
+            raise ValueError(f"slot: {slot}: give a number from 0 to {self._bits.payloads[-1]}")
+        self._make_room()
+        blocks, bits = self._blocks, self._bits
+        spans, places, depth = self._descend(sid)
+        payload, last = slot, len(sid) - 1
+        if depth > last:
+            blocks.put(last, places[last], sid[last] << bits.code_shifts[last] | slot)
+        else:
+            for level in range(last, depth, -1):
+                payload = blocks.new_block(level, sid[level] << bits.code_shifts[level] | payload)
+            first, count = spans[depth]
+            entry = sid[depth] << bits.code_shifts[depth] | payload
+            self._point(sid, places, depth, blocks.with_entry(depth, first, count, places[depth], entry))
+            for level in range(depth, last + 1):
+                blocks.live_counts[level] += 1
+            self._leave([(depth, first, count)])
+        if self._compaction is not None:
+            self._compaction.meanwhile.append((sid, slot))
+        return depth <= last
+
+    def remove(self, sid: Sequence[int]) -> bool:
+        """Take an ad out; no look-up that begins after this finds it. Does nothing where it is not live.
+
+        Args:
+            sid: T codes.
+
+        Returns:
+            Whether the SID was live before.
+
+        Raises:
+            ValueError: It is no SID of the trie's levels; nothing has changed.
+        """
+        self._check(sid)
+        self._make_room()
+        blocks = self._blocks
+        spans, places, depth = self._descend(sid)
+        if self._compaction is not None:
+            self._compaction.meanwhile.append((sid, None))
+        if depth < len(sid):
+            return False
+        level = len(sid) - 1
+        while level and spans[level][1] == 1:  # its only child goes, so the node goes, too
+            level -= 1
+        self._point(sid, places, level, blocks.without_entry(level, *spans[level], places[level]))
+        for gone in range(level, len(sid)):
+            blocks.live_counts[gone] -= 1
+        self._leave([(gone, *spans[gone]) for gone in range(level, len(sid))])
+        return True
+
+    def keep_writes(self) -> None:
+        """From now on keep what `take_writes` gives; for a copy of the arrays on another device."""
+        self._keeps_writes = True
+        self._blocks.written = []
+
+    def take_writes(self) -> list[tuple[int, int, int]]:
+        """Return level, first place and length of what was written to `view.pools` since the last call.
+
+        Whoever holds a copy of other arrays than those of `view` needs all of them instead.
+        """
+        written, self._blocks.written = self._blocks.written or [], []
+        return written
+
+    def _check(self, sid: Sequence[int]) -> None:
+        sizes = self.level_sizes
+        if len(sid) != len(sizes) or not all(0 <= code < size for code, size in zip(sid, sizes, strict=True)):
+            raise ValueError(f"sid: {list(sid)}: give codes from 0 to below {sizes}")
+
+    def _descend(self, sid: Sequence[int]) -> tuple[list[tuple[int, int]], list[int], int]:
+        """Follow a SID as far as it is live: blocks (first place, length), the codes' places there, codes found.
+
+        Where a code is missing, the last place is the one before which it belongs.
+        """
+        bits, blocks = self._bits, self._blocks
+        spans, places = [], []
+        span = int(blocks.root[0])
+        for level, code in enumerate(sid):
+            count = span & ((1 << bits.count_bits[level]) - 1)
+            first = span >> bits.count_bits[level]
+            entries, shift = blocks.entries[level], bits.code_shifts[level]
+            place = bisect_left(entries, code << shift, first, first + count)
+            spans.append((first, count))
+            places.append(place)
+            if place == first + count or entries[place] >> shift != code:
+                return spans, places, level
+            span = entries[place] & bits.payloads[level]
+        return spans, places, len(sid)
+
+    def _point(self, sid: Sequence[int], places: list[int], depth: int, span: int) -> None:
+        """Make a block that of a node of `depth` by one store: here a change takes effect, as a whole."""
+        entry = span if depth == 0 else sid[depth - 1] << self._bits.code_shifts[depth - 1] | span
+        self._blocks.put(depth - 1, places[depth - 1], entry)
+
+    def _leave(self, left: list[tuple[int, int, int]]) -> None:
+        """Free blocks once nobody holds a view from before this moment."""
+        before, self.view = self.view, TrieView(self._bits, self._blocks.root, self._blocks.pools)
+        self._left.append((weakref.ref(before), left))
+        del before
+        while self._left and self._left[0][0]() is None:
+            for level, first, count in self._left.popleft()[1]:
+                if count:
+                    self._blocks.free(level, first, count)
+
+    def _make_room(self) -> None:
+        """Lay the trie out anew where its room runs out: begin early, and wait only where there is none left."""
+        if self._compaction is None and self._blocks.is_half_spent:
+            self._compaction = _Compaction(self.view)
+        if self._compaction is not None and (self._blocks.is_full or not self._compaction.thread.is_alive()):
+            compaction, self._compaction = self._compaction, None
+            anew = LiveTrie(self._bits, compaction.result())
+            for sid, slot in compaction.meanwhile:
+                if slot is None:
+                    anew.remove(sid)
+                else:
+                    anew.insert(sid, slot)
+            self._blocks, self._left, self._compaction = anew._blocks, anew._left, anew._compaction
+            if self._keeps_writes:
+                self._blocks.written = []
+            self.view = anew.view
 
 
-def _sorted_rows(sids: Ints, level_sizes: tuple[int, ...]) -> Ints:
-    """Sort SIDs lexicographically: as one packed number each, five times as fast, wherever they fit in 63 bits."""
+class _Compaction:
+    """A new layout of a trie that goes on changing: whatever changes meanwhile has to be made again."""
+
+    def __init__(self, view: TrieView) -> None:
+        self.meanwhile: list[tuple[Sequence[int], int | None]] = []
+        self._view = view
+        self._blocks: BlockPools | None = None
+        self.thread = threading.Thread(target=self._lay_out, name="trie compaction", daemon=True)
+        self.thread.start()
+
+    def _lay_out(self) -> None:
+        self._blocks = BlockPools(self._view.bits, *walk(self._view))
+
+    def result(self) -> BlockPools:
+        self.thread.join()
+        if self._blocks is None:
+            raise RuntimeError("the trie's compaction failed in its thread")
+        return self._blocks
+
+
+def _lexicographic_order(sids: NDArray[np.integer[Any]], level_sizes: tuple[int, ...]) -> NDArray[np.intp]:
+    """Return the order of the rows; by one packed number each, several times as fast, wherever they fit in 63 bits."""
     bits = np.array([(size - 1).bit_length() for size in level_sizes])
     if bits.sum() > 63:
-        rows: Ints = sids[np.lexsort(sids.T[::-1])]
-        return rows
+        return np.lexsort(sids.T[::-1])
     shifts = bits.sum() - np.cumsum(bits)
-    packed: Ints = np.sort((sids << shifts).sum(axis=1))
-    unpacked: Ints = packed[:, None] >> shifts & ((1 << bits) - 1)
-    return unpacked
+    packed = np.zeros(len(sids), np.int64)
+    for column, shift in zip(sids.T, shifts, strict=True):
+        packed |= column.astype(np.int64) << shift
+    return np.argsort(packed, kind="stable")

@@ -67,7 +67,7 @@ def market(
         model=random_model(config, seed).to(device),
         histories=[random_history(config, n, rng) for n in lengths],
         sids=sids,
-        trie=TorchTrie.from_trie(LiveTrie.build(sids, config.level_sizes), device),
+        trie=TorchTrie.from_view(LiveTrie.build(sids, config.level_sizes).view, device),
     )
 
 
@@ -90,9 +90,9 @@ def test_finds_what_the_naive_search_finds(name: str, device: str) -> None:
     for row, history in enumerate(m.histories):
         expected = naive_beam_search(decoder, history, oracle, widths)
         assert set(found(result, row)) == {sid for sid, _ in expected}
-        in_order = sorted(map(tuple, m.sids.tolist()))
-        assert [in_order[place] for place in result.places_BW[row][result.valid_BW[row]]] == found(result, row)
-        assert (result.places_BW[row][~result.valid_BW[row]] == -1).all()
+        slots = result.slots_BW[row][result.valid_BW[row]].tolist()
+        assert [tuple(m.sids[slot]) for slot in slots] == found(result, row)
+        assert (result.slots_BW[row][~result.valid_BW[row]] == -1).all()
         log_probs = dict(zip(found(result, row), result.log_probs_BW[row].tolist(), strict=False))
         for sid, log_prob in expected:
             assert log_probs[sid] == pytest.approx(log_prob, abs=1e-4)
@@ -179,7 +179,7 @@ def test_a_paused_ad_is_never_returned_and_its_place_is_filled() -> None:
     before = m.search((7, 20, 12))
     paused = found(before, 2)[0]
     still_live = m.sids[(m.sids != paused).any(axis=1)]
-    trie = TorchTrie.from_trie(LiveTrie.build(still_live, m.config.level_sizes), "cpu")
+    trie = TorchTrie.from_view(LiveTrie.build(still_live, m.config.level_sizes).view, "cpu")
 
     after = beam_search(m.model, m.context(), trie, (7, 20, 12))
 
@@ -204,7 +204,7 @@ def test_a_skewed_trie_needs_no_more_than_its_widest_node_in_the_beam() -> None:
     crowded = np.stack([np.zeros(300, np.int64), *rng.integers(0, 40, (2, 300))], axis=1)
     sids = np.unique(np.concatenate([crowded, [[1, 0, 0], [2, 5, 5], [3, 9, 9]]]), axis=0)
     m = market(config)
-    m = replace(m, sids=sids, trie=TorchTrie.from_trie(LiveTrie.build(sids, config.level_sizes), "cpu"))
+    m = replace(m, sids=sids, trie=TorchTrie.from_view(LiveTrie.build(sids, config.level_sizes).view, "cpu"))
 
     result = m.search((4, 6, 10))
 
@@ -234,6 +234,6 @@ def test_refuses_widths_or_a_trie_of_another_shape() -> None:
     for widths in ((4, 4), (4, 0, 4)):
         with pytest.raises(ValueError, match=r"widths: \(4, .*: give a positive width for each of the 3 levels"):
             m.search(widths)
-    flat = TorchTrie.from_trie(LiveTrie.build(np.array([[1, 2]]), (7, 5)), "cpu")
+    flat = TorchTrie.from_view(LiveTrie.build(np.array([[1, 2]]), (7, 5)).view, "cpu")
     with pytest.raises(ValueError, match="trie: 2 levels: build it for the 3 levels of the model"):
         beam_search(m.model, m.context(), flat, (4, 4, 4))

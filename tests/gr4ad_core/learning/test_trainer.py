@@ -135,7 +135,7 @@ def test_held_out_figures_equal_the_search_by_hand(policy):
     trained, _, samples = policy
     some = samples.select(np.arange(0, 200, 10))
     metrics = held_out_metrics(trained.model, some, RECIPE)
-    trie = TorchTrie.from_trie(LiveTrie.build(samples.ad_sids_AT, LEVEL_SIZES), "cpu")
+    trie = TorchTrie.from_view(LiveTrie.build(samples.ad_sids_AT, LEVEL_SIZES).view, "cpu")
     hits = []
     for i in range(len(some)):
         batch = some.batch(np.array([i]), MODEL)
