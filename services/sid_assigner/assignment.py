@@ -15,6 +15,7 @@ from sqlalchemy import ARRAY, JSON, Integer, bindparam, column, func, select, te
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sid_assigner.ads import Ad
+from sid_assigner.embeddings import Encoded
 from sid_assigner.models import AdSidRow
 
 # One transaction at a time assigns SIDs: two that looked for free ones beside each other would often take the same.
@@ -32,7 +33,7 @@ async def lock_assignment(session: AsyncSession) -> None:
 
 
 async def assign_sids(
-    session: AsyncSession, codebook: Codebook, ads: Sequence[Ad], vectors_ND: NDArray[np.float32]
+    session: AsyncSession, codebook: Codebook, ads: Sequence[Ad], encoded: Encoded
 ) -> NDArray[np.int64]:
     """Return SIDs [N, T] that nobody has, as far as this transaction can see.
 
@@ -40,10 +41,10 @@ async def assign_sids(
         ResourceExhaustedError: The codebook has no free SID left.
     """
     taken = TakenCodes(session, codebook.codebook_id)
-    prefixes = await in_thread(lambda: np.unique(codebook.quantise(vectors_ND), axis=0))
-    await taken.load(tuple(row) for row in prefixes.tolist())
+    await taken.load({tuple(codes) for codes in encoded.semantic_codes_NT.tolist()})
+    signals = [ad.signals for ad in ads]
     try:
-        return await in_thread(lambda: codebook.assign(vectors_ND, [ad.signals for ad in ads], taken))
+        return await in_thread(lambda: codebook.assign(encoded.vectors_ND, signals, taken, encoded.semantic_codes_NT))
     except CodebookFullError as error:
         remedy = "fit a codebook with more codes and activate it"
         raise ResourceExhaustedError("codebook_id", f"{codebook.codebook_id!r}: {error}", remedy) from error

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
-import numpy as np
+import psycopg
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import AbortedError, AlreadyExistsError
 from gr4ad_runtime.log import get_logger
-from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -23,7 +22,7 @@ from sid_assigner.assignment import assign_sids, in_thread, lock_assignment
 from sid_assigner.batch_check import check_ads, check_new, known_ads
 from sid_assigner.catalog_feed import Change, append_changes
 from sid_assigner.codebook_registry import CodebookRegistry, RegisteredCodebook, active_codebook
-from sid_assigner.embeddings import check_vectors, embed
+from sid_assigner.embeddings import Encoded, check_vectors, encode
 from sid_assigner.models import AdSidRow, BatchRow, CatalogChangeRow
 
 log = get_logger(__name__)
@@ -93,37 +92,36 @@ class BatchCreator:
             if repeated is not None:
                 return repeated
             registered = await self._registry.list(session)
-        vectors = await self._embed(registered, batch.ads, {})
+        encoded = await self._encode(registered, batch.ads, {})
         for attempt in range(ATTEMPTS):
             try:
                 async with self._writing:
-                    return await self._try_create(batch, vectors)
+                    return await self._try_create(batch, encoded)
             except _CollisionError as collision:
                 log.info("batch_collided", request_id=batch.request_id, attempt=attempt, reason=str(collision))
         raise AbortedError("request_id", repr(batch.request_id), "other writers were faster, send the batch again")
 
-    async def _try_create(self, batch: Batch, vectors: dict[str, NDArray[np.float32]]) -> CreatedBatch:
+    async def _try_create(self, batch: Batch, encoded: dict[str, Encoded]) -> CreatedBatch:
         async with self._database.session() as session:
             try:
                 await lock_assignment(session)
-                return await self._create(session, batch, vectors)
-            except DBAPIError as error:
-                if getattr(error.orig, "sqlstate", None) in COLLISIONS:
-                    raise _CollisionError(str(error.orig)) from error
+                return await self._create(session, batch, encoded)
+            except (DBAPIError, psycopg.Error) as error:
+                driver_error = error.orig if isinstance(error, DBAPIError) else error
+                if getattr(driver_error, "sqlstate", None) in COLLISIONS:
+                    raise _CollisionError(str(driver_error)) from error
                 raise
 
-    async def _create(
-        self, session: AsyncSession, batch: Batch, vectors: dict[str, NDArray[np.float32]]
-    ) -> CreatedBatch:
+    async def _create(self, session: AsyncSession, batch: Batch, encoded: dict[str, Encoded]) -> CreatedBatch:
         repeated = await self._created_before(session, batch)
         if repeated is not None:
             return repeated
         registered = await self._registry.list(session)
         active = active_codebook(registered)
-        vectors = await self._embed(registered, batch.ads, vectors)
+        encoded = await self._encode(registered, batch.ads, encoded)
         sids = {
             entry.codebook_id: await assign_sids(
-                session, await self._registry.load(entry), batch.ads, vectors[entry.codebook_id]
+                session, await self._registry.load(entry), batch.ads, encoded[entry.codebook_id]
             )
             for entry in registered
         }
@@ -170,20 +168,20 @@ class BatchCreator:
             last,
         )
 
-    async def _embed(
-        self, registered: Sequence[RegisteredCodebook], ads: Sequence[Ad], known: dict[str, NDArray[np.float32]]
-    ) -> dict[str, NDArray[np.float32]]:
-        """Return the ads' vectors under each codebook, by its id; those in `known` as they are."""
+    async def _encode(
+        self, registered: Sequence[RegisteredCodebook], ads: Sequence[Ad], known: dict[str, Encoded]
+    ) -> dict[str, Encoded]:
+        """Return the ads as each codebook sees them, by its id; those in `known` as they are."""
         active = active_codebook(registered)
         check_vectors(ads, await self._registry.load(active))
-        vectors = {}
+        encoded = {}
         for entry in registered:
             if entry.codebook_id in known:
-                vectors[entry.codebook_id] = known[entry.codebook_id]
+                encoded[entry.codebook_id] = known[entry.codebook_id]
                 continue
             codebook = await self._registry.load(entry)
-            vectors[entry.codebook_id] = await in_thread(partial(embed, codebook, ads))
-        return vectors
+            encoded[entry.codebook_id] = await in_thread(partial(encode, codebook, ads))
+        return encoded
 
     async def _created_before(self, session: AsyncSession, batch: Batch) -> CreatedBatch | None:
         """Return the first answer to this batch: its changes hold the ads as they were created. None for a new batch.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import TypedDict
+from typing import NamedTuple
 
-from sqlalchemy import JSON, bindparam, func, select, text, update
+from sqlalchemy import func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from sid_assigner.bulk_copy import copy_rows
 from sid_assigner.models import FeedHeadRow
 
 # Notifications of this channel carry the number of the last change.
 CHANNEL = "sid_catalog"
 
 
-class Change(TypedDict):
+class Change(NamedTuple):
     """An ad's state after a change, as it is stored."""
 
     ad_id: str
@@ -25,17 +26,16 @@ class Change(TypedDict):
     conversion_type: str
 
 
-INSERT_CHANGES = text(
-    """
-    INSERT INTO sid.catalog_change (
-        seq, ad_id, state, bid_micros, advertiser_id, conversion_type, traceparent, change_time
-    )
-    SELECT :before + number, ad_id, state, bid_micros, advertiser_id, conversion_type, :traceparent, :change_time
-    FROM ROWS FROM (json_to_recordset(:rows) AS (
-        ad_id text, state text, bid_micros bigint, advertiser_id text, conversion_type text
-    )) WITH ORDINALITY AS new (ad_id, state, bid_micros, advertiser_id, conversion_type, number)
-    """
-).bindparams(bindparam("rows", type_=JSON))
+CHANGE_COLUMNS = (
+    "seq",
+    "ad_id",
+    "state",
+    "bid_micros",
+    "advertiser_id",
+    "conversion_type",
+    "traceparent",
+    "change_time",
+)
 
 
 async def append_changes(
@@ -48,15 +48,9 @@ async def append_changes(
     """
     take = update(FeedHeadRow).values(seq=FeedHeadRow.seq + len(changes)).returning(FeedHeadRow.seq)
     last: int = (await session.execute(take)).scalar_one()
-    await session.execute(
-        INSERT_CHANGES,
-        {
-            "before": last - len(changes),
-            "rows": list(changes),
-            "traceparent": traceparent,
-            "change_time": change_time,
-        },
-    )
+    first = last - len(changes) + 1
+    rows = ((seq, *change, traceparent, change_time) for seq, change in enumerate(changes, start=first))
+    await copy_rows(session, "catalog_change", CHANGE_COLUMNS, rows)
     await session.execute(select(func.pg_notify(CHANNEL, str(last))))
     return last
 

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sid_assigner.ad_rows import insert_sids, read_ads
 from sid_assigner.assignment import assign_sids, in_thread, lock_assignment
 from sid_assigner.codebook_registry import CodebookRegistry, LoadedCodebook, RegisteredCodebook
-from sid_assigner.embeddings import embed
+from sid_assigner.embeddings import encode
 from sid_assigner.models import CodebookRow
 
 log = get_logger(__name__)
@@ -64,8 +64,8 @@ async def _register(session: AsyncSession, codebook_id: str, loaded: LoadedCodeb
     )
     count = 0
     async for ads in read_ads(session, PAGE_SIZE):
-        vectors_ND = await in_thread(partial(embed, codebook, ads))
-        sids_NT = await assign_sids(session, codebook, ads, vectors_ND)
+        encoded = await in_thread(partial(encode, codebook, ads))
+        sids_NT = await assign_sids(session, codebook, ads, encoded)
         await insert_sids(session, codebook_id, ads, sids_NT)
         count += len(ads)
     log.info("codebook_registered", codebook_id=codebook_id, ads=count)

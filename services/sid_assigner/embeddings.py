@@ -1,8 +1,9 @@
-"""The vectors of a batch of ads under one codebook: the callers' own, or those of the codebook's text encoder."""
+"""The vectors of a batch of ads under one codebook, the callers' own or the text encoder's, and their nearest codes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from gr4ad_core.sid.codebook import Codebook
@@ -49,8 +50,21 @@ def _check_numbers(vector_D: NDArray[np.float32], field: str) -> None:
     raise InvalidArgumentError(f"{field}[{at}]", name, "send finite numbers")
 
 
-def embed(codebook: Codebook, ads: Sequence[Ad]) -> NDArray[np.float32]:
-    """Return the vectors [N, D] that `codebook` quantises: own ones of its length, the text encoder's for the others.
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Ads as one codebook sees them, whichever SIDs are taken.
+
+    Attributes:
+        vectors_ND: Content vectors, float32.
+        semantic_codes_NT: Codes of the nearest semantic prefix of each.
+    """
+
+    vectors_ND: NDArray[np.float32]
+    semantic_codes_NT: NDArray[np.int64]
+
+
+def encode(codebook: Codebook, ads: Sequence[Ad]) -> Encoded:
+    """Encode ads: own vectors of the codebook's length, the text encoder's for the others.
 
     An own vector of another length was made for another codebook; here the text has to do.
 
@@ -72,4 +86,4 @@ def embed(codebook: Codebook, ads: Sequence[Ad]) -> NDArray[np.float32]:
             )
             raise FailedPreconditionError("codebook_id", problem, "fit and activate a codebook with a text encoder")
         vectors_ND[to_encode] = codebook.encode_ads([ads[index].content for index in to_encode])
-    return vectors_ND
+    return Encoded(vectors_ND, codebook.quantise(vectors_ND))

@@ -134,6 +134,7 @@ class Codebook:
         embeddings: NDArray[np.float32],
         signals: Sequence[BusinessSignals],
         taken: Callable[[tuple[int, ...]], set[int]],
+        semantic_codes: NDArray[np.int64] | None = None,
     ) -> NDArray[np.int64]:
         """Return a free SID for each ad, int64 [N, T], no two alike.
 
@@ -144,21 +145,21 @@ class Codebook:
             embeddings: Content vectors [N, D].
             signals: Signals of each ad.
             taken: Tells the business codes in use under a semantic prefix; asked once a prefix.
+            semantic_codes: What `quantise` returns for the embeddings, if it has been asked already.
 
         Raises:
             ValueError: A vector or a conversion type is unusable, or the lengths differ.
             CodebookFullError: Every SID of the codebook is taken.
         """
-        vectors_ND = self.ad_vectors(embeddings)
-        if len(signals) != len(vectors_ND):
-            raise ValueError(f"signals: {len(signals)} for {len(vectors_ND)} vectors: give one for each vector")
-        sids_NT = np.empty((len(vectors_ND), len(self.level_sizes)), dtype=np.int64)
-        sids_NT[:, :-1] = quantise(self._levels, vectors_ND)
+        if len(signals) != len(embeddings):
+            raise ValueError(f"signals: {len(signals)} for {len(embeddings)} vectors: give one for each vector")
+        sids_NT = np.empty((len(embeddings), len(self.level_sizes)), dtype=np.int64)
+        sids_NT[:, :-1] = self.quantise(embeddings) if semantic_codes is None else semantic_codes
         used = _UsedCodes(taken)
         for row, prefix in enumerate(map(tuple, sids_NT[:, :-1].tolist())):
             code = used.take(prefix, signals[row], self._business_size)
             if code is None:
-                prefix, code = self._spill(vectors_ND[row : row + 1], signals[row], used)
+                prefix, code = self._spill(self.ad_vectors(embeddings[row : row + 1]), signals[row], used)
                 sids_NT[row, :-1] = prefix
             sids_NT[row, -1] = code
         return sids_NT

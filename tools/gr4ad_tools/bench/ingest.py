@@ -1,0 +1,172 @@
+"""`gr4ad bench ingest`: how many ads a second concurrent writers create, durably, and whether what was told is true.
+
+One SID assigner and an embedded PostgreSQL that survives a power failure share the machine with the writers. The ads
+are those of the simulated market, each in several campaigns with texts of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Final
+
+import grpc
+import typer
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_core.learning.data_folder import Item, read_items
+from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.errors import Gr4adError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gr4ad_tools import figures
+from gr4ad_tools.bench.codebook import GENERATED_SIZES
+from gr4ad_tools.call_error import describe, leave
+from gr4ad_tools.codebook import activate_codebook
+from gr4ad_tools.codebook_fit import FitOptions, fit_codebook_from_folder
+from gr4ad_tools.figures import Figure
+from gr4ad_tools.ingest import to_ad
+from gr4ad_tools.measure import print_figures
+from gr4ad_tools.simulate import Market
+from gr4ad_tools.suite_processes import PROCESSES
+from gr4ad_tools.up import Suite
+
+SERVICE: Final = "sid_assigner"
+CODEBOOK_ID: Final = "bench"
+CALL_TIMEOUT_S: Final = 60.0
+
+
+class WrongAnswerError(Exception):
+    """What the catalogue holds is not what the writers were told."""
+
+
+@dataclass
+class Written:
+    """What the writers were told.
+
+    Attributes:
+        sids: Codes by ad.
+        batch_ms: How long each call took.
+        seconds: From the first call to the last answer.
+    """
+
+    sids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    batch_ms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def campaigns(items: list[Item], count: int) -> Iterator[sid_pb2.Ad]:
+    """Yield ads: each item once, then each once more in a further campaign of another account, and so on."""
+    for number in range(count):
+        ad = to_ad(items[number % len(items)])
+        campaign = number // len(items)
+        ad.ad_id = f"{ad.ad_id}-{campaign}"
+        ad.title = f"{ad.title} {campaign}"
+        ad.advertiser_id = f"{ad.advertiser_id}-{campaign % 3}"
+        yield ad
+
+
+async def write(
+    address: str, ads: Iterator[sid_pb2.Ad], writers: int, batch_size: int, bar: Progress, total: int
+) -> Written:
+    """Create ads by as many writers at a time, each on a connection of its own."""
+    written = Written()
+    task = bar.add_task("create", total=total)
+    numbers = iter(range(total))
+
+    def next_batch() -> sid_pb2.BatchCreateAdSidsRequest:
+        batch = [ad for _, ad in zip(range(batch_size), ads, strict=False)]
+        return sid_pb2.BatchCreateAdSidsRequest(request_id=f"bench-{next(numbers)}", ads=batch)
+
+    async def writer() -> None:
+        async with open_channel(address) as channel:
+            stub = sid_pb2_grpc.SidServiceStub(channel)
+            while (request := next_batch()).ads:
+                sent = time.perf_counter()
+                response = await stub.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
+                written.batch_ms.append(1e3 * (time.perf_counter() - sent))
+                for ad_sid in response.ad_sids:
+                    written.sids[ad_sid.ad_id] = tuple(ad_sid.sid.codes)
+                bar.update(task, completed=len(written.sids))
+
+    started = time.perf_counter()
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(writers):
+            tasks.create_task(writer())
+    written.seconds = time.perf_counter() - started
+    return written
+
+
+async def check(address: str, written: Written) -> None:
+    """Hold what the writers were told against the catalogue.
+
+    Raises:
+        WrongAnswerError: An ad is missing, has another SID, or shares one.
+    """
+    stored: dict[str, tuple[int, ...]] = {}
+    async with open_channel(address) as channel:
+        async for part in sid_pb2_grpc.SidServiceStub(channel).ReadCatalog(
+            sid_pb2.ReadCatalogRequest(until_current=True)
+        ):
+            stored.update((entry.ad_id, tuple(entry.sid.codes)) for entry in part.entries)
+    if stored != written.sids:
+        raise WrongAnswerError(f"{len(written.sids)} ads were told, {len(stored)} stored, not all the same")
+    if len(set(stored.values())) != len(stored):
+        raise WrongAnswerError(f"{len(stored)} ads have {len(set(stored.values()))} SIDs")
+
+
+async def measure(folder: Path, ads: int, writers: int, batch_size: int, seed: int, bar: Progress) -> dict[str, Figure]:
+    """Run a SID assigner on an empty database in `folder`, and let writers create ads."""
+    task = bar.add_task("fit a codebook, start", total=1)
+    Market("steady", seed).write_folder(folder / "market")
+    items = read_items(folder / "market")
+    commands = {SERVICE: PROCESSES[SERVICE].command()}
+    async with Suite(folder / "suite", commands=commands, env={"GR4AD_LOG_LEVEL": "ERROR"}) as suite:
+        options = FitOptions(seed=seed, level_sizes=GENERATED_SIZES, content_only=True)
+        await asyncio.to_thread(fit_codebook_from_folder, folder / "market", suite.artifact_store, CODEBOOK_ID, options)
+        address = suite.addresses[SERVICE]
+        await activate_codebook(address, CODEBOOK_ID)
+        bar.update(task, completed=1)
+        written = await write(address, campaigns(items, ads), writers, batch_size, bar, ads)
+        await check(address, written)
+    return {
+        "ingest_ads_per_s": Figure(len(written.sids) / written.seconds, "ads/s", len(written.sids)),
+        "ingest_seconds": Figure(written.seconds, "s"),
+        "ingest_batch_ms_p50": figures.percentile(written.batch_ms, 50, "ms"),
+        "ingest_batch_ms_p99": figures.percentile(written.batch_ms, 99, "ms"),
+        "ingest_batch_size": Figure(batch_size, "ads"),
+        "ingest_writers": Figure(writers, "writers"),
+    }
+
+
+def ingest_command(
+    ads: Annotated[int, typer.Option(min=1, help="Ads to create.")] = 100_000,
+    writers: Annotated[int, typer.Option(min=1, max=64, help="Writers at a time.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, max=1000, help="Ads in a call.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the market.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/bench-ingest"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Time concurrent writers of ads on one SID assigner with a durable PostgreSQL, and check what they were told."""
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar, tempfile.TemporaryDirectory() as scratch:
+            found = asyncio.run(measure(Path(scratch), ads, writers, batch_size, seed, bar))
+    except* grpc.aio.AioRpcError as errors:
+        leave(describe(errors.exceptions[0], SERVICE))  # type: ignore[arg-type]
+    except* (Gr4adError, WrongAnswerError) as errors:
+        leave(str(errors.exceptions[0]))
+    out.mkdir(parents=True, exist_ok=True)
+    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
+    figures.write_json(out / "summary.json", document)
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        print_figures(found, Console())
+    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
