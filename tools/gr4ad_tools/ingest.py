@@ -74,12 +74,12 @@ async def ingest_folder(
         raise ValueError(f"concurrency: {concurrency}: choose 1 or more")
     started = time.perf_counter()
     items = await asyncio.to_thread(read_items, Path(data_dir))
-    batches = _batches(items, batch_size)
+    requests = batches(items, batch_size)
     created = cursor = 0
 
     async def send(stub: sid_pb2_grpc.SidServiceAsyncStub) -> None:
         nonlocal created, cursor
-        for request in batches:  # shared by the senders: each takes the next batch
+        for request in requests:  # shared by the senders: each takes the next batch
             response = await stub.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
             created += len(response.ad_sids)
             cursor = max(cursor, response.catalog_cursor)
@@ -98,7 +98,8 @@ async def ingest_folder(
     return IngestResult(ads=created, seconds=time.perf_counter() - started, cursor=cursor)
 
 
-def _batches(items: Sequence[Item], batch_size: int) -> Iterator[sid_pb2.BatchCreateAdSidsRequest]:
+def batches(items: Sequence[Item], batch_size: int) -> Iterator[sid_pb2.BatchCreateAdSidsRequest]:
+    """Yield requests that create items, `batch_size` each; a request's id is a digest of its ads."""
     for start in range(0, len(items), batch_size):
         request = sid_pb2.BatchCreateAdSidsRequest(ads=[to_ad(item) for item in items[start : start + batch_size]])
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()

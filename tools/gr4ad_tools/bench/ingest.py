@@ -11,27 +11,26 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Final
 
 import grpc
 import typer
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
-from gr4ad_core.learning.data_folder import Item, read_items
+from gr4ad_core.learning.data_folder import ITEMS_FILE, Item, read_items
 from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gr4ad_tools import figures
-from gr4ad_tools.bench.codebook import GENERATED_SIZES
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook import activate_codebook
 from gr4ad_tools.codebook_fit import FitOptions, fit_codebook_from_folder
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.ingest import to_ad
+from gr4ad_tools.ingest import batches
 from gr4ad_tools.measure import print_figures
 from gr4ad_tools.simulate import Market
 from gr4ad_tools.suite_processes import PROCESSES
@@ -39,6 +38,8 @@ from gr4ad_tools.up import Suite
 
 SERVICE: Final = "sid_assigner"
 CODEBOOK_ID: Final = "bench"
+FITTED: Final = 12_000
+"""Ads that the codebook is fitted to: the others come later, as in a system that runs."""
 CALL_TIMEOUT_S: Final = 60.0
 
 
@@ -61,33 +62,30 @@ class Written:
     seconds: float = 0.0
 
 
-def campaigns(items: list[Item], count: int) -> Iterator[sid_pb2.Ad]:
-    """Yield ads: each item once, then each once more in a further campaign of another account, and so on."""
-    for number in range(count):
-        ad = to_ad(items[number % len(items)])
-        campaign = number // len(items)
-        ad.ad_id = f"{ad.ad_id}-{campaign}"
-        ad.title = f"{ad.title} {campaign}"
-        ad.advertiser_id = f"{ad.advertiser_id}-{campaign % 3}"
-        yield ad
+def campaigns(items: Sequence[Item], count: int) -> list[Item]:
+    """Return ads: each item once, then each once more in a further campaign of another account, and so on."""
+    return [
+        replace(
+            item,
+            item_id=f"{item.item_id}-{campaign}",
+            title=f"{item.title} {campaign}",
+            advertiser_id=f"{item.advertiser_id}-{campaign % 3}",
+        )
+        for number in range(count)
+        for campaign, item in [(number // len(items), items[number % len(items)])]
+    ]
 
 
-async def write(
-    address: str, ads: Iterator[sid_pb2.Ad], writers: int, batch_size: int, bar: Progress, total: int
-) -> Written:
+async def write(address: str, items: Sequence[Item], writers: int, batch_size: int, bar: Progress) -> Written:
     """Create ads by as many writers at a time, each on a connection of its own."""
     written = Written()
-    task = bar.add_task("create", total=total)
-    numbers = iter(range(total))
-
-    def next_batch() -> sid_pb2.BatchCreateAdSidsRequest:
-        batch = [ad for _, ad in zip(range(batch_size), ads, strict=False)]
-        return sid_pb2.BatchCreateAdSidsRequest(request_id=f"bench-{next(numbers)}", ads=batch)
+    task = bar.add_task("create", total=len(items))
+    requests = batches(items, batch_size)
 
     async def writer() -> None:
         async with open_channel(address) as channel:
             stub = sid_pb2_grpc.SidServiceStub(channel)
-            while (request := next_batch()).ads:
+            for request in requests:  # shared by the writers: each takes the next batch
                 sent = time.perf_counter()
                 response = await stub.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
                 written.batch_ms.append(1e3 * (time.perf_counter() - sent))
@@ -125,15 +123,18 @@ async def measure(folder: Path, ads: int, writers: int, batch_size: int, seed: i
     """Run a SID assigner on an empty database in `folder`, and let writers create ads."""
     task = bar.add_task("fit a codebook, start", total=1)
     Market("steady", seed).write_folder(folder / "market")
-    items = read_items(folder / "market")
+    items = campaigns(read_items(folder / "market"), ads)
+    (folder / "ads").mkdir()
+    lines = "".join(json.dumps(asdict(item)) + "\n" for item in items[:FITTED])
+    (folder / "ads" / ITEMS_FILE).write_text(lines, encoding="utf-8")
     commands = {SERVICE: PROCESSES[SERVICE].command()}
     async with Suite(folder / "suite", commands=commands, env={"GR4AD_LOG_LEVEL": "ERROR"}) as suite:
-        options = FitOptions(seed=seed, level_sizes=GENERATED_SIZES, content_only=True)
-        await asyncio.to_thread(fit_codebook_from_folder, folder / "market", suite.artifact_store, CODEBOOK_ID, options)
+        options = FitOptions(seed=seed)
+        await asyncio.to_thread(fit_codebook_from_folder, folder / "ads", suite.artifact_store, CODEBOOK_ID, options)
         address = suite.addresses[SERVICE]
         await activate_codebook(address, CODEBOOK_ID)
         bar.update(task, completed=1)
-        written = await write(address, campaigns(items, ads), writers, batch_size, bar, ads)
+        written = await write(address, items, writers, batch_size, bar)
         await check(address, written)
     return {
         "ingest_ads_per_s": Figure(len(written.sids) / written.seconds, "ads/s", len(written.sids)),
@@ -146,7 +147,7 @@ async def measure(folder: Path, ads: int, writers: int, batch_size: int, seed: i
 
 
 def ingest_command(
-    ads: Annotated[int, typer.Option(min=1, help="Ads to create.")] = 100_000,
+    ads: Annotated[int, typer.Option(min=1, help="Ads to create.")] = 60_000,
     writers: Annotated[int, typer.Option(min=1, max=64, help="Writers at a time.")] = 8,
     batch_size: Annotated[int, typer.Option(min=1, max=1000, help="Ads in a call.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the market.")] = 0,
