@@ -22,7 +22,7 @@ MIN_TEXTS = 2  # a feature of one text says nothing about others
 MAX_FIT_TEXTS = 65_536  # a sample of this size fixes the leading directions
 POWER_ITERATIONS = 4
 OVERSAMPLING = 16
-CHUNK = 8_192  # texts encoded at a time
+CHUNK = 4_096  # texts encoded at a time
 # Coordinates are scaled by (singular value)^SPECTRUM_POWER: 1 lets a few broad topics drown the rest, 0 makes the ads
 # of a small catalogue all equally unlike. On Amazon Beauty, users' next ads share a first code as often with 0.25 as
 # with 0 (5.45 % of pairs) and hardly less often with 0.5 (5.16 %).
@@ -39,6 +39,7 @@ class TextEncoder:
         self._columns = columns
         self._idf = idf
         self._projection = projection
+        self._place_H = _places(columns)
         self._hasher = FeatureHasher(HASH_BUCKETS)
 
     @property
@@ -74,7 +75,7 @@ class TextEncoder:
         frequency_H = np.bincount(counts_NH.indices, minlength=HASH_BUCKETS)
         columns = _frequent(frequency_H, MIN_TEXTS if len(texts) >= MIN_TEXTS else 1)
         idf = (np.log((1 + len(texts)) / (1 + frequency_H[columns])) + 1).astype(np.float32)
-        weights_NF = _tf_idf(counts_NH, columns, idf)
+        weights_NF = _tf_idf(counts_NH, _places(columns), idf)
         right_FD, singular_D = _leading_directions(weights_NF, dim, rng)
         # x @ V has coordinates of size σ; the exponent sets how much of that spread stays.
         used_D = singular_D > 1e-6 * singular_D.max(initial=0)
@@ -103,7 +104,7 @@ class TextEncoder:
 
     def weights(self, texts: Sequence[str]) -> sparse.csr_array:
         """Return the weights of the texts' features, unit rows, float32 sparse [N, F]."""
-        return _tf_idf(self._hasher.counts(texts), self._columns, self._idf)
+        return _tf_idf(self._hasher.counts(texts), self._place_H, self._idf)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return what `from_arrays` needs."""
@@ -134,18 +135,24 @@ def _frequent(frequency_H: NDArray[np.int64], least: int) -> NDArray[np.int64]:
     return np.sort(columns).astype(np.int64)
 
 
-def _tf_idf(counts_NH: sparse.csr_array, columns_F: NDArray[np.int64], idf_F: NDArray[np.float32]) -> sparse.csr_array:
+def _places(columns_F: NDArray[np.int64]) -> NDArray[np.int32]:
+    """Return the place of each bucket among the kept columns, −1 where it is not kept, [H]."""
+    place_H = np.full(HASH_BUCKETS, -1, dtype=np.int32)
+    place_H[columns_F] = np.arange(len(columns_F))
+    return place_H
+
+
+def _tf_idf(counts_NH: sparse.csr_array, place_H: NDArray[np.int32], idf_F: NDArray[np.float32]) -> sparse.csr_array:
     """Return unit rows of (1 + log count) · idf over the kept columns, float32 sparse [N, F]."""
-    place = np.searchsorted(columns_F, counts_NH.indices)
-    place[place == len(columns_F)] = 0
-    known = columns_F[place] == counts_NH.indices if len(columns_F) else np.zeros(len(place), dtype=bool)
+    place = place_H[counts_NH.indices]
+    known = place >= 0
     rows = np.repeat(np.arange(counts_NH.shape[0]), np.diff(counts_NH.indptr))[known]
     place = place[known]
     values = (1 + np.log(counts_NH.data[known])) * idf_F[place]
     norms = np.sqrt(np.bincount(rows, weights=values.astype(np.float64) ** 2, minlength=counts_NH.shape[0]))
     values = (values / norms[rows]).astype(np.float32)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=counts_NH.shape[0]))])
-    return sparse.csr_array((values, place, indptr), shape=(counts_NH.shape[0], len(columns_F)))
+    return sparse.csr_array((values, place, indptr), shape=(counts_NH.shape[0], len(idf_F)))
 
 
 def _leading_directions(

@@ -50,8 +50,10 @@ class FeatureHasher:
                     column = self._of_pair.get(pair)
                     columns.append(self._pair(pair) if column is None else column)
             lengths.append(len(columns) - before)
-        rows = np.repeat(np.arange(len(texts)), lengths)
-        places, counts = np.unique(rows * self._n_buckets + np.asarray(columns, dtype=np.int64), return_counts=True)
+        # Narrow numbers are sorted in half the time.
+        dtype = np.int32 if len(texts) * self._n_buckets < 2**31 else np.int64
+        places = np.repeat(np.arange(len(texts), dtype=dtype) * self._n_buckets, lengths)
+        places, counts = np.unique(places + np.asarray(columns, dtype=dtype), return_counts=True)
         indptr = np.searchsorted(places, np.arange(len(texts) + 1) * self._n_buckets)
         shape = (len(texts), self._n_buckets)
         return sparse.csr_array((counts.astype(np.float32), places % self._n_buckets, indptr), shape=shape)

@@ -1,6 +1,6 @@
 """`gr4ad bench ingest`: how many ads a second concurrent writers create, durably, and whether what was told is true.
 
-One SID assigner and an embedded PostgreSQL that survives a power failure share the machine with the writers. The ads
+SID assigners and an embedded PostgreSQL that survives a power failure share the machine with the writers. The ads
 are those of the simulated market, each in several campaigns with texts of their own.
 """
 
@@ -76,13 +76,15 @@ def campaigns(items: Sequence[Item], count: int) -> list[Item]:
     ]
 
 
-async def write(address: str, items: Sequence[Item], writers: int, batch_size: int, bar: Progress) -> Written:
-    """Create ads by as many writers at a time, each on a connection of its own."""
+async def write(
+    addresses: Sequence[str], items: Sequence[Item], writers: int, batch_size: int, bar: Progress
+) -> Written:
+    """Create ads by as many writers at a time, each on a connection of its own, the servers in turn."""
     written = Written()
     task = bar.add_task("create", total=len(items))
     requests = batches(items, batch_size)
 
-    async def writer() -> None:
+    async def writer(address: str) -> None:
         async with open_channel(address) as channel:
             stub = sid_pb2_grpc.SidServiceStub(channel)
             for request in requests:  # shared by the writers: each takes the next batch
@@ -95,8 +97,8 @@ async def write(address: str, items: Sequence[Item], writers: int, batch_size: i
 
     started = time.perf_counter()
     async with asyncio.TaskGroup() as tasks:
-        for _ in range(writers):
-            tasks.create_task(writer())
+        for number in range(writers):
+            tasks.create_task(writer(addresses[number % len(addresses)]))
     written.seconds = time.perf_counter() - started
     return written
 
@@ -119,23 +121,27 @@ async def check(address: str, written: Written) -> None:
         raise WrongAnswerError(f"{len(stored)} ads have {len(set(stored.values()))} SIDs")
 
 
-async def measure(folder: Path, ads: int, writers: int, batch_size: int, seed: int, bar: Progress) -> dict[str, Figure]:
-    """Run a SID assigner on an empty database in `folder`, and let writers create ads."""
+async def measure(
+    folder: Path, ads: int, writers: int, replicas: int, batch_size: int, seed: int, bar: Progress
+) -> dict[str, Figure]:
+    """Run SID assigners on an empty database in `folder`, and let writers create ads."""
     task = bar.add_task("fit a codebook, start", total=1)
     Market("steady", seed).write_folder(folder / "market")
     items = campaigns(read_items(folder / "market"), ads)
     (folder / "ads").mkdir()
     lines = "".join(json.dumps(asdict(item)) + "\n" for item in items[:FITTED])
     (folder / "ads" / ITEMS_FILE).write_text(lines, encoding="utf-8")
-    commands = {SERVICE: PROCESSES[SERVICE].command()}
+    commands = {f"{SERVICE}_{number}": PROCESSES[SERVICE].command() for number in range(replicas)}
     async with Suite(folder / "suite", commands=commands, env={"GR4AD_LOG_LEVEL": "ERROR"}) as suite:
         options = FitOptions(seed=seed)
         await asyncio.to_thread(fit_codebook_from_folder, folder / "ads", suite.artifact_store, CODEBOOK_ID, options)
-        address = suite.addresses[SERVICE]
-        await activate_codebook(address, CODEBOOK_ID)
+        addresses = list(suite.addresses.values())
+        for name in commands:
+            await suite.wait_ready(name)
+        await activate_codebook(addresses[0], CODEBOOK_ID)
         bar.update(task, completed=1)
-        written = await write(address, items, writers, batch_size, bar)
-        await check(address, written)
+        written = await write(addresses, items, writers, batch_size, bar)
+        await check(addresses[0], written)
     return {
         "ingest_ads_per_s": Figure(len(written.sids) / written.seconds, "ads/s", len(written.sids)),
         "ingest_seconds": Figure(written.seconds, "s"),
@@ -143,22 +149,24 @@ async def measure(folder: Path, ads: int, writers: int, batch_size: int, seed: i
         "ingest_batch_ms_p99": figures.percentile(written.batch_ms, 99, "ms"),
         "ingest_batch_size": Figure(batch_size, "ads"),
         "ingest_writers": Figure(writers, "writers"),
+        "ingest_replicas": Figure(replicas, "servers"),
     }
 
 
 def ingest_command(
     ads: Annotated[int, typer.Option(min=1, help="Ads to create.")] = 60_000,
     writers: Annotated[int, typer.Option(min=1, max=64, help="Writers at a time.")] = 8,
+    replicas: Annotated[int, typer.Option(min=1, max=8, help="SID assigners on the one database.")] = 2,
     batch_size: Annotated[int, typer.Option(min=1, max=1000, help="Ads in a call.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Of the market.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("out/bench-ingest"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
-    """Time concurrent writers of ads on one SID assigner with a durable PostgreSQL, and check what they were told."""
+    """Time concurrent writers of ads on SID assigners with a durable PostgreSQL, and check what they were told."""
     columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar, tempfile.TemporaryDirectory() as scratch:
-            found = asyncio.run(measure(Path(scratch), ads, writers, batch_size, seed, bar))
+            found = asyncio.run(measure(Path(scratch), ads, writers, replicas, batch_size, seed, bar))
     except* grpc.aio.AioRpcError as errors:
         leave(describe(errors.exceptions[0], SERVICE))  # type: ignore[arg-type]
     except* (Gr4adError, WrongAnswerError) as errors:
