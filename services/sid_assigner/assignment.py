@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
@@ -11,12 +10,11 @@ import numpy as np
 from gr4ad_core.sid.codebook import Codebook, CodebookFullError
 from gr4ad_runtime.errors import ResourceExhaustedError
 from numpy.typing import NDArray
-from sqlalchemy import ARRAY, JSON, Integer, bindparam, column, func, select, text
+from sqlalchemy import JSON, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sid_assigner.ads import Ad
 from sid_assigner.embeddings import Encoded
-from sid_assigner.models import AdSidRow
 
 # One transaction at a time assigns SIDs: two that looked for free ones beside each other would often take the same.
 ASSIGNMENT_LOCK = 0x67723461645F7369
@@ -66,14 +64,11 @@ class TakenCodes:
 
     async def load(self, prefixes: Iterable[Prefix]) -> None:
         """Read the codes under `prefixes` in one query."""
-        found: dict[Prefix, set[int]] = defaultdict(set)
         wanted = list(prefixes)
-        for semantic_codes, business_code in await self._session.execute(
-            TAKEN, {"codebook_id": self._codebook_id, "prefixes": [{"codes": prefix} for prefix in wanted]}
-        ):
-            found[tuple(semantic_codes)].add(business_code)
-        for prefix in wanted:
-            self._taken[prefix] = found[prefix]
+        parameters = {"codebook_id": self._codebook_id, "prefixes": [{"codes": prefix} for prefix in wanted]}
+        self._taken.update((prefix, set()) for prefix in wanted)
+        for number, business_codes in await self._session.execute(TAKEN, parameters):
+            self._taken[wanted[number - 1]].update(business_codes)
 
     def __call__(self, prefix: Prefix) -> set[int]:
         """Return the business codes in use under `prefix`."""
@@ -83,16 +78,15 @@ class TakenCodes:
         return self._taken[key]
 
 
-_prefix = (
-    func.json_to_recordset(bindparam("prefixes", type_=JSON))
-    .table_valued(column("codes", ARRAY(Integer)), name="prefix")
-    .render_derived(with_types=True)
-)
-TAKEN = (
-    select(AdSidRow.semantic_codes, AdSidRow.business_code)
-    .join(_prefix, AdSidRow.semantic_codes == _prefix.c.codes)
-    .where(AdSidRow.codebook_id == bindparam("codebook_id"))
-)
+TAKEN = text(
+    """
+    SELECT prefix.number, array_agg(ad_sid.business_code)
+    FROM ROWS FROM (json_to_recordset(:prefixes) AS (codes integer[])) WITH ORDINALITY AS prefix (codes, number)
+    JOIN sid.ad_sid ON ad_sid.semantic_codes = prefix.codes
+    WHERE ad_sid.codebook_id = :codebook_id
+    GROUP BY prefix.number
+    """
+).bindparams(bindparam("prefixes", type_=JSON))
 
 
 async def in_thread(work: Callable[[], T]) -> T:

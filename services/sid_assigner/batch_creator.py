@@ -88,9 +88,10 @@ class BatchCreator:
         check_ads(batch.request_id, batch.ads)
         # Encoding takes long and no lock: so it is done before the transaction that writes.
         async with self._database.session() as session:
-            repeated = await self._created_before(session, batch)
-            if repeated is not None:
-                return repeated
+            if await session.get(BatchRow, batch.request_id) is not None:
+                repeated = await self._created_before(session, batch)
+                if repeated is not None:
+                    return repeated
             registered = await self._registry.list(session)
         encoded = await self._encode(registered, batch.ads, {})
         for attempt in range(ATTEMPTS):
