@@ -95,17 +95,6 @@ class LiveTrie:
         """Bytes of the arrays, spare room included."""
         return self._blocks.nbytes
 
-    def items(self) -> tuple[Ints, Ints]:
-        """Return the live SIDs in lexicographic order, `[size, T]`, and their slots, `[size]`."""
-        codes, counts, slots = walk(self.view)
-        columns = []
-        repeats = np.ones(len(slots), np.int64)
-        for level in reversed(range(len(codes))):
-            columns.append(np.repeat(codes[level], repeats))
-            starts = np.cumsum(counts[level]) - counts[level]
-            repeats = np.add.reduceat(repeats, starts) if len(repeats) else repeats
-        return np.stack(columns[::-1], axis=1), slots
-
     def insert(self, sid: Sequence[int], slot: int) -> bool:
         """Add an ad; visible to the next look-up. A SID that is live already only takes the slot.
 
