@@ -110,11 +110,11 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
         states_BWD = model.decode_step(context, level, codes_BW, paths.remember)
         logits_BWV = model.level_logits(level, states_BWD)
         children = trie.children(level, nodes_BW)
-        log_p_BWM = logits_BWV.gather(-1, children.codes_BWM) - logits_BWV.logsumexp(-1, keepdim=True)
+        log_p_BWM = logits_BWV.gather(-1, children.codes_BWM.long()) - logits_BWV.logsumexp(-1, keepdim=True)
         scores_BWM = (log_p_BWM + log_probs_BW[..., None]).masked_fill_(~children.live_BWM, -torch.inf)
 
         log_probs_BW, parents_BW, places_BW = _best(scores_BWM, width)
-        codes_BW, nodes_BW = children.at(parents_BW * children.live_BWM.shape[-1] + places_BW)
+        codes_BW, nodes_BW = children.at(parents_BW, places_BW)
         past_BWT = sids_BWT.gather(1, parents_BW[..., None].expand(-1, -1, level))
         sids_BWT = torch.cat([past_BWT, codes_BW[..., None]], dim=-1)
         now = _now_us(device)

@@ -7,12 +7,13 @@ import weakref
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gr4ad_core.sid.trie_blocks import BlockPools, EntryBits, Ints, TrieView, walk
+from gr4ad_core.sid.trie_blocks import COUNT_BITS, COUNT_MASK, BlockPools, Ints, TrieView, walk
 
 
 class LiveTrie:
@@ -23,15 +24,16 @@ class LiveTrie:
     blocks that changes leave behind are used again only when no view from before is held. Readers in another thread
     than the writer rely on a processor that shows stores in their order (x86-64 does); in one thread nothing is asked.
 
-    When the spare room of a pool runs out, the trie is laid out anew in a thread of its own, while it is read and
+    When the spare room of a level runs out, the trie is laid out anew in a thread of its own, while it is read and
     changed; the changes that come meanwhile are made again in the new arrays.
     """
 
-    def __init__(self, bits: EntryBits, blocks: BlockPools) -> None:
+    def __init__(self, level_sizes: tuple[int, ...], blocks: BlockPools) -> None:
         """Take a trie over that is laid out; see `build`."""
-        self._bits = bits
+        self.level_sizes = level_sizes
+        """Codebook size V_t of every level."""
         self._blocks = blocks
-        self.view = TrieView(bits, blocks.root, blocks.pools)
+        self.view = replace(blocks.view)  # held by nobody else
         """What a reader takes, once per search, and keeps until its end."""
         self._left: deque[tuple[weakref.ref[TrieView], list[tuple[int, int, int]]]] = deque()
         self._compaction: _Compaction | None = None
@@ -44,10 +46,10 @@ class LiveTrie:
         Args:
             sids: Codes `[N, T]`, integers; N = 0 gives the empty trie.
             level_sizes: Codebook size of each of the T levels.
-            slots: Of the SIDs' ads, `[N]`, from 0 to below 2³⁰; by default their rows.
+            slots: Of the SIDs' ads, `[N]`; by default their rows.
 
         Raises:
-            ValueError: A shape is wrong, a code is outside its level, or the levels are too large.
+            ValueError: A shape is wrong, a code is outside its level, or a level is too large.
         """
         sids = np.asarray(sids)
         if sids.ndim != 2 or sids.shape[1] != len(level_sizes):
@@ -57,6 +59,8 @@ class LiveTrie:
         wrong = np.flatnonzero(((sids < 0) | (sids >= np.array(level_sizes))).any(axis=1))
         if len(wrong):
             raise ValueError(f"sids[{wrong[0]}]: {sids[wrong[0]].tolist()}: give codes from 0 to below {level_sizes}")
+        if max(level_sizes) > COUNT_MASK:
+            raise ValueError(f"level_sizes: {level_sizes}: give levels of at most {COUNT_MASK} codes")
         slots = np.arange(len(sids)) if slots is None else np.asarray(slots, np.int64)
         if slots.shape != (len(sids),):
             raise ValueError(f"slots: shape {slots.shape}: give [{len(sids)}], one per SID")
@@ -74,13 +78,7 @@ class LiveTrie:
             codes.append(rows[nodes, level].astype(np.int64))
             parents = nodes
         last_rows = np.append(parents[1:], len(rows)) - 1 if len(rows) else parents
-        bits = EntryBits(level_sizes)
-        return cls(bits, BlockPools(bits, codes, counts, slots[last_rows]))
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """Codebook size V_t of every level."""
-        return self._bits.level_sizes
+        return cls(tuple(level_sizes), BlockPools(level_sizes, codes, counts, slots[last_rows]))
 
     @property
     def size(self) -> int:
@@ -97,48 +95,34 @@ class LiveTrie:
         """Bytes of the arrays, spare room included."""
         return self._blocks.nbytes
 
-    def items(self) -> tuple[Ints, Ints]:
-        """Return the live SIDs in lexicographic order, `[size, T]`, and their slots, `[size]`."""
-        codes, counts, slots = walk(self.view)
-        columns = []
-        repeats = np.ones(len(slots), np.int64)
-        for level in reversed(range(len(codes))):
-            columns.append(np.repeat(codes[level], repeats))
-            starts = np.cumsum(counts[level]) - counts[level]
-            repeats = np.add.reduceat(repeats, starts) if len(repeats) else repeats
-        return np.stack(columns[::-1], axis=1), slots
-
     def insert(self, sid: Sequence[int], slot: int) -> bool:
         """Add an ad; visible to the next look-up. A SID that is live already only takes the slot.
 
         Args:
             sid: T codes.
-            slot: From 0 to below 2³⁰, or more where the last level leaves the bits.
+            slot: Of the ad, an int64.
 
         Returns:
             Whether the SID was not live before.
 
         Raises:
-            ValueError: It is no SID of the trie's levels, or no slot; nothing has changed.
+            ValueError: It is no SID of the trie's levels; nothing has changed.
         """
         self._check(sid)
-        if not 0 <= slot <= self._bits.payloads[-1]:
-            raise ValueError(f"slot: {slot}: give a number from 0 to {self._bits.payloads[-1]}")
         self._make_room()
-        blocks, bits = self._blocks, self._bits
+        blocks, last = self._blocks, len(sid) - 1
         spans, places, depth = self._descend(sid)
-        payload, last = slot, len(sid) - 1
         if depth > last:
-            blocks.put(last, places[last], sid[last] << bits.code_shifts[last] | slot)
+            blocks.put(last, places[last], slot)
         else:
+            link = slot
             for level in range(last, depth, -1):
-                payload = blocks.new_block(level, sid[level] << bits.code_shifts[level] | payload)
-            first, count = spans[depth]
-            entry = sid[depth] << bits.code_shifts[depth] | payload
-            self._point(sid, places, depth, blocks.with_entry(depth, first, count, places[depth], entry))
+                link = blocks.new_block(level, sid[level], link)
+            span = blocks.with_child(depth, *spans[depth], places[depth], sid[depth], link)
+            self._point(depth, places, span)
             for level in range(depth, last + 1):
                 blocks.live_counts[level] += 1
-            self._leave([(depth, first, count)])
+            self._leave([(depth, *spans[depth])])
         if self._compaction is not None:
             self._compaction.meanwhile.append((sid, slot))
         return depth <= last
@@ -166,7 +150,7 @@ class LiveTrie:
         level = len(sid) - 1
         while level and spans[level][1] == 1:  # its only child goes, so the node goes, too
             level -= 1
-        self._point(sid, places, level, blocks.without_entry(level, *spans[level], places[level]))
+        self._point(level, places, blocks.without_child(level, *spans[level], places[level]))
         for gone in range(level, len(sid)):
             blocks.live_counts[gone] -= 1
         self._leave([(gone, *spans[gone]) for gone in range(level, len(sid))])
@@ -178,7 +162,7 @@ class LiveTrie:
         self._blocks.written = []
 
     def take_writes(self) -> list[tuple[int, int, int]]:
-        """Return level, first place and length of what was written to `view.pools` since the last call.
+        """Return level, first place and length of what was written to the arrays of `view` since the last call.
 
         Whoever holds a copy of other arrays than those of `view` needs all of them instead.
         """
@@ -195,29 +179,27 @@ class LiveTrie:
 
         Where a code is missing, the last place is the one before which it belongs.
         """
-        bits, blocks = self._bits, self._blocks
+        blocks = self._blocks
         spans, places = [], []
-        span = int(blocks.root[0])
+        link = int(blocks.view.root[0])
         for level, code in enumerate(sid):
-            count = span & ((1 << bits.count_bits[level]) - 1)
-            first = span >> bits.count_bits[level]
-            entries, shift = blocks.entries[level], bits.code_shifts[level]
-            place = bisect_left(entries, code << shift, first, first + count)
+            first, count = link >> COUNT_BITS, link & COUNT_MASK
+            codes = blocks.codes[level]
+            place = bisect_left(codes, code, first, first + count)
             spans.append((first, count))
             places.append(place)
-            if place == first + count or entries[place] >> shift != code:
+            if place == first + count or codes[place] != code:
                 return spans, places, level
-            span = entries[place] & bits.payloads[level]
+            link = blocks.links[level][place]
         return spans, places, len(sid)
 
-    def _point(self, sid: Sequence[int], places: list[int], depth: int, span: int) -> None:
+    def _point(self, depth: int, places: list[int], span: int) -> None:
         """Make a block that of a node of `depth` by one store: here a change takes effect, as a whole."""
-        entry = span if depth == 0 else sid[depth - 1] << self._bits.code_shifts[depth - 1] | span
-        self._blocks.put(depth - 1, places[depth - 1], entry)
+        self._blocks.put(depth - 1, places[depth - 1], span)
 
     def _leave(self, left: list[tuple[int, int, int]]) -> None:
         """Free blocks once nobody holds a view from before this moment."""
-        before, self.view = self.view, TrieView(self._bits, self._blocks.root, self._blocks.pools)
+        before, self.view = self.view, replace(self.view)
         self._left.append((weakref.ref(before), left))
         del before
         while self._left and self._left[0][0]() is None:
@@ -228,10 +210,10 @@ class LiveTrie:
     def _make_room(self) -> None:
         """Lay the trie out anew where its room runs out: begin early, and wait only where there is none left."""
         if self._compaction is None and self._blocks.is_half_spent:
-            self._compaction = _Compaction(self.view)
+            self._compaction = _Compaction(self.level_sizes, self.view)
         if self._compaction is not None and (self._blocks.is_full or not self._compaction.thread.is_alive()):
             compaction, self._compaction = self._compaction, None
-            anew = LiveTrie(self._bits, compaction.result())
+            anew = LiveTrie(self.level_sizes, compaction.result())
             for sid, slot in compaction.meanwhile:
                 if slot is None:
                     anew.remove(sid)
@@ -246,15 +228,15 @@ class LiveTrie:
 class _Compaction:
     """A new layout of a trie that goes on changing: whatever changes meanwhile has to be made again."""
 
-    def __init__(self, view: TrieView) -> None:
+    def __init__(self, level_sizes: tuple[int, ...], view: TrieView) -> None:
         self.meanwhile: list[tuple[Sequence[int], int | None]] = []
-        self._view = view
+        self._level_sizes, self._view = level_sizes, view
         self._blocks: BlockPools | None = None
         self.thread = threading.Thread(target=self._lay_out, name="trie compaction", daemon=True)
         self.thread.start()
 
     def _lay_out(self) -> None:
-        self._blocks = BlockPools(self._view.bits, *walk(self._view))
+        self._blocks = BlockPools(self._level_sizes, *walk(self._view))
 
     def result(self) -> BlockPools:
         self.thread.join()

@@ -1,8 +1,8 @@
-"""The memory of the live trie: blocks of children in one pool per level, and what their numbers mean.
+"""The memory of the live trie: blocks of children in flat arrays, one pair per level.
 
-A *block* holds the children of one node, by rising code. A *span* says where a block lies: its first place in the pool
-and its length. An *entry* of a block is a child: its code, and behind it the child's own span or, at the last level,
-the slot of the ad. Spans and entries are one int64 each, so that one aligned store replaces the whole.
+A *block* holds the children of one node, by rising code: their codes in one array and, at the same places of another,
+their *links*. A link leads on: to the child's own block, or at the last level to the slot of the ad. A *span* is a link
+to a block, its first place and its length in one int64, so that one aligned store replaces the whole.
 """
 
 from __future__ import annotations
@@ -17,31 +17,11 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-FEWEST_PLACE_BITS: Final = 30
-"""Of an entry's 63 bits, those left for the place of a block: a pool of 10⁹ entries."""
+COUNT_BITS: Final = 24
+"""Low bits of a span, which hold the block's length; its first place is above them."""
+COUNT_MASK: Final = (1 << COUNT_BITS) - 1
 SPARE_SHARE: Final = 4
-"""A new pool has room for 1 / SPARE_SHARE more entries than it holds."""
-
-
-class EntryBits:
-    """How codes, places and lengths share an int64; for entries and spans of every level."""
-
-    def __init__(self, level_sizes: Sequence[int]) -> None:
-        """Share the bits out.
-
-        Raises:
-            ValueError: Two neighbouring levels are too large together.
-        """
-        self.level_sizes = tuple(level_sizes)
-        self.count_bits = tuple(size.bit_length() for size in self.level_sizes)
-        """Low bits of a span of depth t that hold the block's length; the place is above them."""
-        self.code_shifts = tuple(63 - max(1, (size - 1).bit_length()) for size in self.level_sizes)
-        """`entry >> code_shifts[t]` is the code, `entry & payloads[t]` the child's span or the slot."""
-        self.payloads = tuple((1 << shift) - 1 for shift in self.code_shifts)
-        for level, (shift, bits) in enumerate(zip(self.code_shifts, (*self.count_bits[1:], 0), strict=True)):
-            if shift - bits < FEWEST_PLACE_BITS:
-                remedy = f"give levels that leave {FEWEST_PLACE_BITS} of 63 bits beside one's code and the next's count"
-                raise ValueError(f"level_sizes: {self.level_sizes}: from level {level + 1} on: {remedy}")
+"""A new level has room for 1 / SPARE_SHARE more children than it holds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,61 +31,60 @@ class TrieView:
     Single changes still show: each node is read either before or after a change, never in the middle.
     """
 
-    bits: EntryBits
-    """How to read entries and spans."""
     root: Ints
     """The span of the root's block, `[1]`."""
-    pools: tuple[Ints, ...]
-    """Blocks of the children of depth t, for t = 0 … T − 1; a pool ends with room for one more."""
+    codes: tuple[NDArray[np.int32], ...]
+    """Codes of the children of depth t, for t = 0 … T − 1; an array ends with room for one more block of any length."""
+    links: tuple[Ints, ...]
+    """Where each child leads: its span, or at the last level its slot."""
 
 
 class BlockPools:
-    """The pools of one trie, and which places are free. Written by one thread."""
+    """The blocks of one trie, and which places are free. Written by one thread."""
 
-    def __init__(self, bits: EntryBits, codes: Sequence[Ints], counts: Sequence[Ints], slots: Ints) -> None:
+    def __init__(self, level_sizes: Sequence[int], codes: Sequence[Ints], counts: Sequence[Ints], slots: Ints) -> None:
         """Lay a trie out in lexicographic order.
 
         Args:
-            bits: How codes, places and lengths share an int64.
+            level_sizes: Codebook size of every level.
             codes: Per level, the code of every node of depth t + 1.
             counts: Per level, the number of children of every node of depth t.
             slots: What the last level's nodes lead to.
-
-        Raises:
-            ValueError: More entries than places can be told apart.
         """
-        self.bits = bits
         self.live_counts = [len(codes_t) for codes_t in codes]
         """Nodes of depth 1 … T."""
-        n_levels = len(codes)
-        pools: list[Ints] = [np.empty(0, np.int64)] * n_levels
-        self._ends = [0] * n_levels
-        self._soft_limits, self._limits = [0] * n_levels, [0] * n_levels
-        payload = slots
-        for level in reversed(range(n_levels)):
-            size = bits.level_sizes[level]
-            room = _rooms(counts[level])
-            firsts = np.cumsum(room) - room
-            end = int(room.sum())
+        self._ends: list[int] = []
+        self._soft_limits: list[int] = []
+        self._limits: list[int] = []
+        all_codes, all_links = [], []
+        onward = slots
+        for size, codes_t, counts_t in zip(level_sizes[::-1], codes[::-1], counts[::-1], strict=True):
+            rooms = _rooms(counts_t)
+            firsts = np.cumsum(rooms) - rooms
+            end = int(rooms.sum())
             spare = end // SPARE_SHARE + 2 * size
-            limit = end + spare
-            if limit >= 1 << (bits.code_shifts[level - 1] - bits.count_bits[level] if level else 62):
-                raise ValueError(f"sids: {len(slots)}: more than codes of {bits.level_sizes} leave bits to place")
             # Behind the limit there is room for one block of any length, and for a look-up of as many places.
-            pool = np.zeros(limit + room_for(size) + size, np.int64)
-            pool[_places(firsts, counts[level])] = codes[level] << bits.code_shifts[level] | payload
-            pools[level], self._ends[level] = pool, end
-            self._soft_limits[level], self._limits[level] = end + spare // 2, limit
-            payload = firsts << bits.count_bits[level] | counts[level]
-        self.root: Ints = payload.astype(np.int64)
-        self.pools = tuple(pools)
+            length = end + spare + room_for(size) + size
+            places = _places(firsts, counts_t)
+            level_codes, level_links = np.zeros(length, np.int32), np.zeros(length, np.int64)
+            level_codes[places], level_links[places] = codes_t, onward
+            all_codes.append(level_codes)
+            all_links.append(level_links)
+            self._ends.append(end)
+            self._soft_limits.append(end + spare // 2)
+            self._limits.append(end + spare)
+            onward = firsts << COUNT_BITS | counts_t
+        for limits in (self._ends, self._soft_limits, self._limits):
+            limits.reverse()
+        self.view = TrieView(onward.astype(np.int64), tuple(all_codes[::-1]), tuple(all_links[::-1]))
+        # Single numbers are read faster from these.
+        self.codes = tuple(memoryview(level_codes) for level_codes in self.view.codes)  # type: ignore[arg-type]
+        self.links = tuple(memoryview(level_links) for level_links in self.view.links)  # type: ignore[arg-type]
         self.is_half_spent = False
-        """Half of a pool's spare room is used up."""
+        """Half of a level's spare room is used up."""
         self.is_full = False
-        """A pool has come to its limit: the trie must be laid out anew before its next change."""
-        self.entries = tuple(memoryview(pool) for pool in self.pools)  # type: ignore[arg-type]
-        """The pools again: single numbers are read faster from these."""
-        self._free: list[dict[int, array[int]]] = [{} for _ in self.pools]  # by room, places of blocks to use again
+        """A level has come to its limit: the trie must be laid out anew before its next change."""
+        self._free: list[dict[int, array[int]]] = [{} for _ in self.codes]  # by room, places of blocks to use again
         self.written: list[tuple[int, int, int]] | None = None
         """Level, first place and length of whatever was written, for a copy elsewhere; None where nobody keeps one."""
 
@@ -113,42 +92,46 @@ class BlockPools:
     def nbytes(self) -> int:
         """Bytes of all arrays, spare room included."""
         lists = sum(len(places) * places.itemsize for free in self._free for places in free.values())
-        return self.root.nbytes + sum(pool.nbytes for pool in self.pools) + lists
+        arrays = sum(codes.nbytes + links.nbytes for codes, links in zip(self.view.codes, self.view.links, strict=True))
+        return self.view.root.nbytes + arrays + lists
 
-    def new_block(self, level: int, entry: int) -> int:
+    def new_block(self, level: int, code: int, link: int) -> int:
         """Write a block of one child and return its span."""
         first = self._take(level, 1)
-        self.pools[level][first] = entry
+        self.codes[level][first] = code
+        self.links[level][first] = link
         self._note(level, first, 1)
-        return first << self.bits.count_bits[level] | 1
+        return first << COUNT_BITS | 1
 
-    def with_entry(self, level: int, first: int, count: int, place: int, entry: int) -> int:
+    def with_child(self, level: int, first: int, count: int, place: int, code: int, link: int) -> int:
         """Write a copy of a block with one more child before `place`, and return its span."""
         copy = self._take(level, count + 1)
-        entries, before = self.entries[level], place - first
-        entries[copy : copy + before] = entries[first:place]
-        entries[copy + before] = entry
-        entries[copy + before + 1 : copy + count + 1] = entries[place : first + count]
+        middle, end = copy + place - first, copy + count + 1
+        for values, value in ((self.codes[level], code), (self.links[level], link)):
+            values[copy:middle] = values[first:place]
+            values[middle] = value
+            values[middle + 1 : end] = values[place : first + count]
         self._note(level, copy, count + 1)
-        return copy << self.bits.count_bits[level] | (count + 1)
+        return copy << COUNT_BITS | (count + 1)
 
-    def without_entry(self, level: int, first: int, count: int, place: int) -> int:
+    def without_child(self, level: int, first: int, count: int, place: int) -> int:
         """Write a copy of a block without the child at `place`, and return its span; no block where none is left."""
         if count == 1:
             return 0
         copy = self._take(level, count - 1)
-        entries, before = self.entries[level], place - first
-        entries[copy : copy + before] = entries[first:place]
-        entries[copy + before : copy + count - 1] = entries[place + 1 : first + count]
+        middle, end = copy + place - first, copy + count - 1
+        for values in (self.codes[level], self.links[level]):
+            values[copy:middle] = values[first:place]
+            values[middle:end] = values[place + 1 : first + count]
         self._note(level, copy, count - 1)
-        return copy << self.bits.count_bits[level] | (count - 1)
+        return copy << COUNT_BITS | (count - 1)
 
-    def put(self, level: int, place: int, entry: int) -> None:
-        """Replace one entry by one store; level −1 is the root's span."""
+    def put(self, level: int, place: int, link: int) -> None:
+        """Let a child lead elsewhere, by one store; level −1 is the root's own span."""
         if level < 0:
-            self.root[0] = entry
+            self.view.root[0] = link
         else:
-            self.pools[level][place] = entry
+            self.view.links[level][place] = link
             self._note(level, place, 1)
 
     def free(self, level: int, first: int, count: int) -> None:
@@ -196,13 +179,12 @@ def _places(firsts: Ints, counts: Ints) -> Ints:
 
 def walk(view: TrieView) -> tuple[list[Ints], list[Ints], Ints]:
     """Read a whole trie in lexicographic order; returns what `BlockPools` is made of: codes, counts and slots."""
-    bits = view.bits
-    spans = view.root.copy()
+    links = view.root.copy()
     all_codes, all_counts = [], []
-    for level, pool in enumerate(view.pools):
-        counts = spans & ((1 << bits.count_bits[level]) - 1)
-        entries = pool[_places(spans >> bits.count_bits[level], counts)]
-        all_codes.append(entries >> bits.code_shifts[level])
+    for level_codes, level_links in zip(view.codes, view.links, strict=True):
+        counts = links & COUNT_MASK
+        places = _places(links >> COUNT_BITS, counts)
+        all_codes.append(level_codes[places].astype(np.int64))
         all_counts.append(counts)
-        spans = entries & bits.payloads[level]
-    return all_codes, all_counts, spans
+        links = level_links[places]
+    return all_codes, all_counts, links

@@ -18,7 +18,7 @@ DEVICES = [
 sids_of = st.tuples(*(st.integers(0, size - 1) for size in SIZES))
 
 
-def expect(trie: TorchTrie, live: dict[Sid, int], rng: np.random.Generator) -> None:
+def expect(trie: TorchTrie, live: dict[Sid, int], rng: np.random.Generator, sizes: tuple[int, ...] = SIZES) -> None:
     """Hold the children of random beams against those of each alone."""
     oracle = BruteForceTrie(live)
     nodes_of = {(): int(trie.root_1)}
@@ -27,22 +27,27 @@ def expect(trie: TorchTrie, live: dict[Sid, int], rng: np.random.Generator) -> N
 
         children = trie.children(depth, torch.tensor([nodes_of[prefix] for prefix in prefixes]).view(2, 3))
 
-        for place, prefix in zip(np.ndindex(2, 3), prefixes, strict=True):
-            is_live = children.live_BWM[place]
-            assert children.codes_BWM[place][is_live].tolist() == oracle.children(prefix)
-            assert (children.codes_BWM[place] >= 0).all()
-            assert (children.codes_BWM[place] < trie.bits.level_sizes[depth]).all()
-        every = trie.children(depth, torch.tensor(list(nodes_of.values()))[None])
-        nodes_of = {
-            (*prefix, code): node
-            for prefix, codes, nodes, is_live in zip(
-                nodes_of, every.codes_BWM[0], every.nodes_BWM[0], every.live_BWM[0], strict=True
-            )
-            for code, node in zip(codes[is_live].tolist(), nodes[is_live].tolist(), strict=True)
-        }
+        for (row, beam), prefix in zip(np.ndindex(2, 3), prefixes, strict=True):
+            expected = oracle.children(prefix)
+            n = len(expected)
+            assert children.codes_BWM[row, beam][children.live_BWM[row, beam]].tolist() == expected
+            codes_BN, _ = children.at(torch.full((2, n), beam), torch.arange(n).expand(2, n))
+            assert codes_BN[row].tolist() == expected
+        assert 0 <= int(children.codes_BWM.min()) <= int(children.codes_BWM.max()) < sizes[depth]
+        nodes_of = next_depth(trie, depth, nodes_of)
         if not nodes_of:
             break
     assert nodes_of == live
+
+
+def next_depth(trie: TorchTrie, depth: int, nodes_of: dict[Sid, int]) -> dict[Sid, int]:
+    """Return all children of all nodes of a depth."""
+    children = trie.children(depth, torch.tensor(list(nodes_of.values()))[None])
+    parents_N, ranks_N = children.live_BWM[0].nonzero(as_tuple=True)
+    codes_1N, nodes_1N = children.at(parents_N[None], ranks_N[None])
+    prefixes = list(nodes_of)
+    found = zip(parents_N.tolist(), codes_1N[0].tolist(), nodes_1N[0].tolist(), strict=True)
+    return {(*prefixes[parent], code): node for parent, code, node in found}
 
 
 @given(st.dictionaries(sids_of, st.integers(0, 10**6), max_size=25), st.integers(0, 2**32 - 1))
@@ -58,7 +63,7 @@ def test_a_copy_follows_the_changes(device: str) -> None:
     live: dict[Sid, int] = {}
     trie = LiveTrie.build(np.zeros((0, 3), np.int64), sizes)
     copy = DeviceTrie(trie, device)
-    layouts = {id(trie.view.pools)}
+    layouts = {id(trie.view.links)}
     for turn in range(300):
         for _ in range(turn % 7):
             sid = tuple(rng.integers(0, sizes).tolist())
@@ -72,16 +77,16 @@ def test_a_copy_follows_the_changes(device: str) -> None:
         shared = TorchTrie.from_view(trie.view, "cpu")
         assert latest.root_1.cpu().equal(shared.root_1)
         assert latest.root_1.data_ptr() != shared.root_1.data_ptr()
-        for mine, its in zip(latest.pools, shared.pools, strict=True):
+        for mine, its in zip((*latest.codes, *latest.links), (*shared.codes, *shared.links), strict=True):
             assert mine.cpu().equal(its)
-        layouts.add(id(trie.view.pools))
+        layouts.add(id(trie.view.links))
     assert len(layouts) > 1
-    expect(TorchTrie(latest.bits, latest.root_1.cpu(), tuple(pool.cpu() for pool in latest.pools), None), live, rng)
+    expect(latest.copy_to("cpu"), live, rng, sizes)
 
 
 def test_a_search_shares_the_tries_memory() -> None:
     trie = LiveTrie.build(np.array([[0, 0, 0]]), SIZES)
     shown = TorchTrie.from_view(trie.view, "cpu")
-    assert [pool.data_ptr() for pool in shown.pools] == [pool.ctypes.data for pool in trie.view.pools]
+    assert [links.data_ptr() for links in shown.links] == [links.ctypes.data for links in trie.view.links]
     trie.insert((0, 0, 4), 1)
     expect(shown, {(0, 0, 0): 0, (0, 0, 4): 1}, np.random.default_rng(0))

@@ -1,64 +1,89 @@
+"""The comparison of indexes: the catalogue it draws, that every index is held to the same answers, what it reports."""
+
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from gr4ad_tools.bench.index import LEVEL_SIZES, Workload, measure, short
-from gr4ad_tools.bench.sid_indexes import DictTrie, FrozenCsr, OurTrie, SortedSids, generated_sids
-from gr4ad_tools.cli import app
+from gr4ad_core.sid.trie import LiveTrie
+from gr4ad_tools.bench import app, index
+from gr4ad_tools.bench.index import BASELINES, LEVEL_SIZES, Workload, WrongAnswerError, measure, short
+from gr4ad_tools.bench.sid_indexes import DictTrie, OurTrie, generated_sids, live_slot
 from rich.progress import Progress
 from typer.testing import CliRunner
 
+from tests.oracles.brute_force_trie import BruteForceTrie
 
-def test_generated_sids_are_distinct_and_have_the_fan_out() -> None:
-    sids_NT = generated_sids(3000, LEVEL_SIZES, np.random.default_rng(0))
-    assert len(np.unique(sids_NT, axis=0)) == len(sids_NT) == 3000
-    assert len(np.unique(sids_NT[:, :2], axis=0)) == 1000
-    assert (sids_NT < LEVEL_SIZES).all()
+SMALL = Workload(sizes=(2_000, 6_000), compare_at=6_000, rounds=2, changes=3_000, seed=0)
 
 
-@pytest.mark.parametrize("make", [OurTrie, DictTrie, FrozenCsr, SortedSids])
-def test_every_index_gives_the_pairs_that_a_scan_finds(make: type) -> None:
-    sids_NT = generated_sids(600, LEVEL_SIZES, np.random.default_rng(1))
-    pairs_P2 = np.unique(sids_NT[:, :2], axis=0)
-    chosen_P = np.array([7, 199, 0, 42])
-    index = make(sids_NT, LEVEL_SIZES)
-    number_E, code_E = index.pairs(index.step(index.prefixes(chosen_P)))
-    scanned = [
-        (number, code)
-        for number, chosen in enumerate(chosen_P)
-        for a, b, code in sids_NT.tolist()
-        if (a, b) == tuple(pairs_P2[chosen])
-    ]
-    assert list(zip(number_E.tolist(), code_E.tolist(), strict=True)) == scanned
+@pytest.mark.parametrize("count", [3_000, 30_001])
+def test_generated_sids_are_distinct_and_three_behind_each_prefix(count: int) -> None:
+    sids = generated_sids(count, LEVEL_SIZES, np.random.default_rng(1))
+    assert sids.shape == (count, 3)
+    assert (sids >= 0).all()
+    assert (sids < LEVEL_SIZES).all()
+    np.testing.assert_array_equal(sids, np.unique(sids, axis=0))
+    _, fan_outs = np.unique(sids[:, :2], axis=0, return_counts=True)
+    assert fan_outs.mean() == pytest.approx(3.0, abs=0.001)
+    assert fan_outs.min() == 1
+    assert fan_outs.max() > 9  # some prefixes are crowded
 
 
-def test_the_command_prints_what_it_measured(tmp_path: Path) -> None:
-    command = ["bench", "index", "--sizes", "3000,6000", "--compare-at", "6000", "--rounds", "5", "--changes", "200"]
-    result = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--json"])
+def test_every_index_finds_what_brute_force_finds() -> None:
+    sids = generated_sids(300, (16, 32, 64), np.random.default_rng(2))
+    oracle = BruteForceTrie(sids)
+    chosen = np.array([5, 0, 99, 42])
+    prefixes = [oracle.prefixes(2)[number] for number in chosen]
+    expected = [(row, code) for row, prefix in enumerate(prefixes) for code in oracle.children(prefix)]
+    for make in (OurTrie, *BASELINES.values()):
+        made = make(sids, (16, 32, 64))
+        parents, codes = made.pairs(made.step(made.prefixes(chosen)))
+        assert list(zip(parents.tolist(), codes.tolist(), strict=True)) == expected, make.__name__
+
+
+def test_a_single_look_up_finds_the_slot() -> None:
+    trie = LiveTrie.build(np.array([[0, 1, 2], [0, 1, 3], [1, 0, 0]]), (2, 2, 4))
+    assert [live_slot(trie, sid) for sid in ((0, 1, 3), (0, 1, 1), (1, 1, 0), (1, 0, 0))] == [1, None, None, 2]
+
+
+def test_an_index_that_answers_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(DictTrie):
+        def step(self, prefixes):  # type: ignore[no-untyped-def]
+            parents, codes = super().step(prefixes)
+            return parents[:-1], codes[:-1]
+
+    monkeypatch.setattr(index, "BASELINES", {**BASELINES, "dict": Forgetful})
+    with Progress(disable=True) as bar, pytest.raises(WrongAnswerError, match="index 6e3_dict gave other pairs"):
+        measure(SMALL, bar)
+
+
+def test_a_change_that_shows_late_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LiveTrie, "remove", lambda trie, sid: True)
+    with Progress(disable=True) as bar, pytest.raises(WrongAnswerError, match="removed, and found by the next look-up"):
+        measure(SMALL, bar)
+
+
+def test_sizes_are_named_as_figures_name_them() -> None:
+    assert [short(count) for count in (10_000, 1_000_000, 10_000_000)] == ["1e4", "1e6", "1e7"]
+
+
+def test_the_command_prints_figures_and_keeps_them(tmp_path: Path) -> None:
+    arguments = ["--sizes", "2000,6000", "--compare-at", "6000", "--rounds", "3", "--changes", "500", "--json"]
+    result = CliRunner().invoke(app, ["index", *arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    figures = json.loads((tmp_path / "summary.json").read_text())["figures"]
-    for name in ("step_us_3e3", "step_us_6e3_dict", "step_us_6e3_bisect", "step_us_6e3_csr", "remove_us_p99"):
-        assert figures[name]["value"] > 0.0
-    assert figures["step_us_6e3"]["n"] == 5
-    assert figures["insert_us_p99"]["n"] > 150
-    assert figures["bytes_per_ad"]["value"] > 8.0
+    document = json.loads(result.stdout)
+    steps = {"step_us_2e3", "step_us_6e3", *(f"step_us_6e3_{name}" for name in ("dict", "bisect", "csr"))}
+    assert steps | {"insert_us_p99", "remove_us_p99", "bytes_per_ad"} <= set(document["figures"])
+    assert document["figures"]["step_us_6e3"]["n"] == 3
+    assert document["figures"]["bytes_per_ad"]["n"] == 6000
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == document
 
 
-def test_too_small_a_size_is_named() -> None:
-    result = CliRunner().invoke(app, ["bench", "index", "--sizes", "100", "--compare-at", "100"])
-    assert result.exit_code == 1
-    assert "--sizes: 100: give sizes from 1536 on" in result.output
-
-
-def test_a_change_that_does_not_show_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    from gr4ad_core.sid.trie import LiveTrie
-    from gr4ad_tools.bench.index import WrongAnswerError
-
-    monkeypatch.setattr(LiveTrie, "remove", lambda self, sid: False)
-    with Progress(disable=True) as bar, pytest.raises(WrongAnswerError, match="removed, and found"):
-        measure(Workload((3000,), 3000, 1, 60, 0), bar)
-
-
-def test_sizes_have_short_names() -> None:
-    assert [short(size) for size in (10**4, 10**7, 3000)] == ["1e4", "1e7", "3e3"]
+def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+    for arguments in (["--sizes", "2000"], ["--sizes", "100,1000000"]):
+        result = CliRunner().invoke(app, ["index", *arguments, "--out", str(tmp_path / "out")])
+        assert result.exit_code == 1
+        assert "give sizes from 1536 on, --compare-at 1000000 among them" in " ".join(result.output.split())

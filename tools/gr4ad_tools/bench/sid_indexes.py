@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
-from gr4ad_core.decoding.constraints import TorchTrie
+from gr4ad_core.decoding.constraints import Children, TorchTrie
 from gr4ad_core.sid.trie import LiveTrie
 from numpy.typing import NDArray
 from torch import Tensor
@@ -40,10 +40,8 @@ def generated_sids(count: int, level_sizes: Sequence[int], rng: np.random.Genera
         some = rng.choice(np.flatnonzero((difference > 0) | (fan_outs_P > 1)), min(abs(difference), prefixes // 10 + 1))
         fan_outs_P[np.unique(some)[: abs(difference)]] += np.sign(difference)
     # An odd step never meets a code twice on its way around a power of two.
-    starts_P, steps_P = (
-        rng.integers(0, level_sizes[2], prefixes),
-        2 * rng.integers(0, level_sizes[2] // 2, prefixes) + 1,
-    )
+    starts_P = rng.integers(0, level_sizes[2], prefixes)
+    steps_P = 2 * rng.integers(0, level_sizes[2] // 2, prefixes) + 1
     rank_N = np.arange(count) - np.repeat(np.cumsum(fan_outs_P) - fan_outs_P, fan_outs_P)
     last_N = (np.repeat(starts_P, fan_outs_P) + rank_N * np.repeat(steps_P, fan_outs_P)) % level_sizes[2]
     packed_N = np.sort(np.repeat(pairs_P, fan_outs_P) * level_sizes[2] + last_N)
@@ -72,8 +70,8 @@ class OurTrie:
         self.trie = LiveTrie.build(sids_NT, level_sizes)
         self.tensors = TorchTrie.from_view(self.trie.view, "cpu")
         first = self.tensors.children(0, self.tensors.root_1[None])
-        second = self.tensors.children(1, first.nodes_BWM[0])
-        self._nodes_P = second.nodes_BWM[second.live_BWM]
+        second = self.tensors.children(1, _nodes(first))
+        self._nodes_P = _nodes(second)[0]
 
     def prefixes(self, chosen_P: Ints) -> Tensor:
         return self._nodes_P[torch.from_numpy(chosen_P)][None]
@@ -102,7 +100,7 @@ class FrozenCsr:
         prefixes, leaves = np.flatnonzero(is_new_NT[:, 1]), np.flatnonzero(is_new_NT[:, 2])
         self._offsets = torch.from_numpy(np.append(np.searchsorted(leaves, prefixes), len(leaves)))
         room = np.zeros(int(self._offsets.diff().max()), np.int64)  # behind the last row, for padding
-        self._codes = torch.from_numpy(np.append(sids_NT[leaves, 2], room))
+        self._codes = torch.from_numpy(np.append(sids_NT[leaves, 2], room).astype(np.int32))
 
     def prefixes(self, chosen_P: Ints) -> Tensor:
         return torch.from_numpy(chosen_P)
@@ -173,6 +171,12 @@ class DictTrie:
         return found
 
 
+def _nodes(children: Children) -> Tensor:
+    """Return all children of the beams of one request, `[1, N]`."""
+    parents_N, ranks_N = children.live_BWM[0].nonzero(as_tuple=True)
+    return children.at(parents_N[None], ranks_N[None])[1]
+
+
 MakeIndex = Callable[[Ints, tuple[int, ...]], SidIndex]
 
 
@@ -182,7 +186,8 @@ def live_slot(trie: LiveTrie, sid: Sequence[int]) -> int | None:
     node_11 = tensors.root_1[None]
     for depth, code in enumerate(sid):
         children = tensors.children(depth, node_11)
-        node_11 = children.nodes_BWM[children.live_BWM & (children.codes_BWM == code)][None]
-        if not node_11.numel():
+        at_N = (children.live_BWM & (children.codes_BWM == code)).nonzero()
+        if not len(at_N):
             return None
+        _, node_11 = children.at(at_N[:, 1:2], at_N[:, 2:])
     return int(node_11)
