@@ -151,6 +151,7 @@ class Codebook:
             ValueError: A vector or a conversion type is unusable, or the lengths differ.
             CodebookFullError: Every SID of the codebook is taken.
         """
+        embeddings = check_embeddings(embeddings, self.embedding_dim)
         if len(signals) != len(embeddings):
             raise ValueError(f"signals: {len(signals)} for {len(embeddings)} vectors: give one for each vector")
         sids_NT = np.empty((len(embeddings), len(self.level_sizes)), dtype=np.int64)
