@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,10 +15,12 @@ from gr4ad_core.sid.codebook import Codebook
 from gr4ad_runtime.app import Lifecycle, bind, drain, make_server
 from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.db import Database
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sid_assigner.__main__ import build
 from sid_assigner.models import SCHEMA
 from sid_assigner.settings import SidAssignerSettings
 
+SERVICE = "gr4ad.sid.v1.SidService"
 KINDS = ("lipstick", "mascara", "shampoo", "serum", "perfume", "razor", "soap", "brush")
 COLOURS = ("red", "blue", "nude", "gold", "mint", "black")
 
@@ -58,6 +63,36 @@ async def run_suite(settings: SidAssignerSettings, codebooks: Mapping[str, Codeb
     finally:
         await database.close()
         await drain(server, lifecycle, 2.0)
+
+
+@asynccontextmanager
+async def process(settings: SidAssignerSettings, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run `python -m sid_assigner` and wait until it is ready."""
+    environment = os.environ | {
+        "GR4AD_PORT": str(port),
+        "GR4AD_DATABASE_URL": settings.database_url,
+        "GR4AD_ARTIFACT_STORE": settings.artifact_store,
+        "GR4AD_LOG_LEVEL": "ERROR",
+        "OMP_NUM_THREADS": "1",
+    }
+    started = await asyncio.create_subprocess_exec(sys.executable, "-m", "sid_assigner", env=environment)
+    try:
+        async with open_channel(f"127.0.0.1:{port}") as channel:
+            health = health_pb2_grpc.HealthStub(channel)
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
+                        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                            break
+                    except grpc.aio.AioRpcError:
+                        assert started.returncode is None
+                    await asyncio.sleep(0.1)
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.wait()
 
 
 def make_ads(count: int, *, first: int = 0) -> list[sid_pb2.Ad]:

@@ -4,51 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
-import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 
 import grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_runtime.channels import open_channel
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sid_assigner.settings import SidAssignerSettings
 
-from tests.sid_assigner.suite import make_ads
-
-SERVICE = "gr4ad.sid.v1.SidService"
-
-
-@asynccontextmanager
-async def process(settings: SidAssignerSettings, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `python -m sid_assigner` and wait until it is ready."""
-    environment = os.environ | {
-        "GR4AD_PORT": str(port),
-        "GR4AD_DATABASE_URL": settings.database_url,
-        "GR4AD_ARTIFACT_STORE": settings.artifact_store,
-        "GR4AD_LOG_LEVEL": "ERROR",
-        "OMP_NUM_THREADS": "1",
-    }
-    started = await asyncio.create_subprocess_exec(sys.executable, "-m", "sid_assigner", env=environment)
-    try:
-        async with open_channel(f"127.0.0.1:{port}") as channel:
-            health = health_pb2_grpc.HealthStub(channel)
-            async with asyncio.timeout(60):
-                while True:
-                    try:
-                        answer = await health.Check(health_pb2.HealthCheckRequest(service=SERVICE))
-                        if answer.status == health_pb2.HealthCheckResponse.SERVING:
-                            break
-                    except grpc.aio.AioRpcError:
-                        assert started.returncode is None
-                    await asyncio.sleep(0.1)
-        yield started
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.wait()
+from tests.sid_assigner.suite import make_ads, process
 
 
 async def test_killed_and_started_again_it_holds_whole_batches_and_drains(
