@@ -70,7 +70,7 @@ class PolicyMaker:
             ValueError: The samples or the recipe make no training.
         """
         with _tracer.start_as_current_span(semconv.SPAN_READ_SAMPLES) as span:
-            catalogue = await catalogue_of(self._settings)
+            catalogue = await catalogue_of(self._settings, job.run.request.codebook_id)
             samples = await self._samples(job, catalogue)
             span.set_attributes({semconv.SAMPLE_COUNT: len(samples), semconv.CODEBOOK_ID: catalogue.codebook_id})
         return await self._thread.run(lambda: self._train_and_publish(job, catalogue, samples), job.stop)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
 from gr4ad_core.sid.ad_content import AdContent
 from numpy.typing import NDArray
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from sid_assigner.ads import Ad
 from sid_assigner.bulk_copy import copy_rows
-from sid_assigner.models import AdRow
+from sid_assigner.models import AdRow, AdSidRow
 
 AD_COLUMNS = (
     "ad_id",
@@ -62,17 +62,11 @@ async def insert_sids(session: AsyncSession, codebook_id: str, ads: Sequence[Ad]
     await copy_rows(session, "ad_sid", SID_COLUMNS, rows)
 
 
-async def read_ads(session: AsyncSession, page_size: int) -> AsyncIterator[list[Ad]]:
-    """Read all ads by their ids, page by page."""
-    last = ""
-    while True:
-        statement = select(AdRow).where(AdRow.ad_id > last).order_by(AdRow.ad_id).limit(page_size)
-        rows = (await session.scalars(statement)).all()
-        if not rows:
-            return
-        yield [_ad(row) for row in rows]
-        last = rows[-1].ad_id
-        session.expunge_all()  # else the session would keep every row of the store
+async def read_ads_without_sid(session: AsyncSession, codebook_id: str, *, after: str, limit: int) -> list[Ad]:
+    """Read ads that have no SID under a codebook, by their ids from behind `after` on, `limit` at most."""
+    has_one = exists().where(AdSidRow.codebook_id == codebook_id, AdSidRow.ad_id == AdRow.ad_id)
+    statement = select(AdRow).where(AdRow.ad_id > after, ~has_one).order_by(AdRow.ad_id).limit(limit)
+    return [_ad(row) for row in await session.scalars(statement)]
 
 
 def _ad(row: AdRow) -> Ad:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 
+import numpy as np
 import psycopg
 from gr4ad_runtime.db import Database
-from gr4ad_runtime.errors import AbortedError, AlreadyExistsError
+from gr4ad_runtime.errors import AbortedError, AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError
 from gr4ad_runtime.log import get_logger
+from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -74,7 +76,7 @@ class BatchCreator:
         self._writing = asyncio.Semaphore(concurrent_batches)
 
     async def create(self, batch: Batch) -> CreatedBatch:
-        """Create ads with SIDs under every registered codebook; return those under the active one.
+        """Create ads with SIDs under every codebook that is not retired; return those under the active one.
 
         A batch that was created before changes nothing and returns the first answer.
 
@@ -92,7 +94,7 @@ class BatchCreator:
                 repeated = await self._created_before(session, batch)
                 if repeated is not None:
                     return repeated
-            registered = await self._registry.list(session)
+            registered = await self._registry.assigning(session)
         encoded = await self._encode(registered, batch.ads, {})
         for attempt in range(ATTEMPTS):
             try:
@@ -117,15 +119,10 @@ class BatchCreator:
         repeated = await self._created_before(session, batch)
         if repeated is not None:
             return repeated
-        registered = await self._registry.list(session)
+        registered = await self._registry.assigning(session)
         active = active_codebook(registered)
         encoded = await self._encode(registered, batch.ads, encoded)
-        sids = {
-            entry.codebook_id: await assign_sids(
-                session, await self._registry.load(entry), batch.ads, encoded[entry.codebook_id]
-            )
-            for entry in registered
-        }
+        sids = await self._assign(session, registered, batch, encoded)
         now = datetime.now(UTC)
         await insert_ads(session, batch.ads, now)
         for codebook_id, sids_NT in sids.items():
@@ -169,10 +166,34 @@ class BatchCreator:
             last,
         )
 
+    async def _assign(
+        self,
+        session: AsyncSession,
+        registered: Sequence[RegisteredCodebook],
+        batch: Batch,
+        encoded: dict[str, Encoded],
+    ) -> dict[str, NDArray[np.int64]]:
+        """Return SIDs [N, T] by codebook. One that is full holds no ad up, unless it is the active one."""
+        sids = {}
+        for entry in registered:
+            if entry.codebook_id not in encoded:
+                continue
+            codebook = await self._registry.load(entry)
+            try:
+                sids[entry.codebook_id] = await assign_sids(session, codebook, batch.ads, encoded[entry.codebook_id])
+            except ResourceExhaustedError as error:
+                if entry.active:
+                    raise
+                log.error("ads_left_out", codebook_id=entry.codebook_id, ads=len(batch.ads), reason=error.message)
+        return sids
+
     async def _encode(
         self, registered: Sequence[RegisteredCodebook], ads: Sequence[Ad], known: dict[str, Encoded]
     ) -> dict[str, Encoded]:
-        """Return the ads as each codebook sees them, by its id; those in `known` as they are."""
+        """Return the ads as each codebook sees them, by its id; those in `known` as they are.
+
+        One that cannot see them is left out, unless it is the active one.
+        """
         active = active_codebook(registered)
         check_vectors(ads, await self._registry.load(active))
         encoded = {}
@@ -181,7 +202,10 @@ class BatchCreator:
                 encoded[entry.codebook_id] = known[entry.codebook_id]
                 continue
             codebook = await self._registry.load(entry)
-            encoded[entry.codebook_id] = await in_thread(partial(encode, codebook, ads))
+            try:
+                encoded[entry.codebook_id] = await in_thread(partial(encode, codebook, ads))
+            except FailedPreconditionError as error:  # `check_vectors` has seen to the active one
+                log.error("ads_left_out", codebook_id=entry.codebook_id, ads=len(ads), reason=error.message)
         return encoded
 
     async def _created_before(self, session: AsyncSession, batch: Batch) -> CreatedBatch | None:

@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sid_assigner.models import CodebookRow
 
 ARTIFACT_FOLDER = "codebooks"
+PREPARING, STANDBY, ACTIVE, RETIRED = "preparing", "standby", "active", "retired"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,13 @@ class RegisteredCodebook:
     level_sizes: tuple[int, ...]
     embedding_dim: int
     sha256: str
-    active: bool
+    state: str
     create_time: datetime
+
+    @property
+    def active(self) -> bool:
+        """Whether it is the default, and new ads are told their SIDs under it."""
+        return self.state == ACTIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +64,37 @@ class CodebookRegistry:
         return [_registered(row) for row in rows]
 
     async def find(self, session: AsyncSession, codebook_id: str) -> RegisteredCodebook:
-        """Return the codebook of this id, or the active one where it is empty.
+        """Return the codebook of this id, or the active one where it is empty, whose SIDs all ads have.
 
         Raises:
             NotFoundError: No such codebook is registered.
-            FailedPreconditionError: The active one is asked for, and none was activated yet.
+            FailedPreconditionError: The active one is asked for, and none was activated yet; or it is being prepared.
+        """
+        if not codebook_id:
+            return active_codebook(await self.list(session))
+        found = await self.find_any(session, codebook_id)
+        if found.state == PREPARING:
+            remedy = "wait for `gr4ad codebook register` to end, or run it again"
+            raise FailedPreconditionError("codebook_id", f"{codebook_id!r} is being prepared", remedy)
+        return found
+
+    async def find_any(self, session: AsyncSession, codebook_id: str) -> RegisteredCodebook:
+        """Return the codebook of this id, whatever its state.
+
+        Raises:
+            NotFoundError: No such codebook is registered.
         """
         registered = await self.list(session)
-        if codebook_id:
-            for codebook in registered:
-                if codebook.codebook_id == codebook_id:
-                    return codebook
-            names = ", ".join(repr(codebook.codebook_id) for codebook in registered) or "none"
-            remedy = f"registered: {names}; leave it empty for the active one or activate it first"
-            raise NotFoundError("codebook_id", repr(codebook_id), remedy)
-        return active_codebook(registered)
+        for codebook in registered:
+            if codebook.codebook_id == codebook_id:
+                return codebook
+        names = ", ".join(repr(codebook.codebook_id) for codebook in registered) or "none"
+        remedy = f"registered: {names}; leave it empty for the active one or activate it first"
+        raise NotFoundError("codebook_id", repr(codebook_id), remedy)
+
+    async def assigning(self, session: AsyncSession) -> Sequence[RegisteredCodebook]:
+        """Return the codebooks under which a new ad gets a SID, the newest first."""
+        return [codebook for codebook in await self.list(session) if codebook.state != RETIRED]
 
     async def load(self, registered: RegisteredCodebook) -> Codebook:
         """Return the contents of a registered codebook.
@@ -143,6 +165,6 @@ def _registered(row: CodebookRow) -> RegisteredCodebook:
         level_sizes=tuple(row.level_sizes),
         embedding_dim=row.embedding_dim,
         sha256=row.sha256,
-        active=row.active,
+        state=row.state,
         create_time=row.create_time,
     )

@@ -62,6 +62,10 @@ class Encoded:
     vectors_ND: NDArray[np.float32]
     semantic_codes_NT: NDArray[np.int64]
 
+    def of(self, rows: Sequence[int]) -> Encoded:
+        """Return some of the ads."""
+        return Encoded(self.vectors_ND[rows], self.semantic_codes_NT[rows])
+
 
 def encode(codebook: Codebook, ads: Sequence[Ad]) -> Encoded:
     """Encode ads: own vectors of the codebook's length, the text encoder's for the others.

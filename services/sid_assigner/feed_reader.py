@@ -10,12 +10,12 @@ from datetime import datetime
 from typing import Any
 
 from gr4ad_runtime.db import Database
-from gr4ad_runtime.errors import OutOfRangeError
+from gr4ad_runtime.errors import FailedPreconditionError, OutOfRangeError
 from sqlalchemy import Select, select
 
 from sid_assigner.ads import CatalogEntry
 from sid_assigner.catalog_feed import feed_end
-from sid_assigner.codebook_registry import CodebookRegistry, RegisteredCodebook
+from sid_assigner.codebook_registry import RETIRED, CodebookRegistry, RegisteredCodebook
 from sid_assigner.feed_watch import FeedWatch
 from sid_assigner.models import AdRow, AdSidRow, CatalogChangeRow
 
@@ -66,11 +66,12 @@ class FeedReader:
 
         Raises:
             NotFoundError: The codebook is not registered.
-            FailedPreconditionError: None is active.
+            FailedPreconditionError: None is active, or it is being prepared or retired.
             OutOfRangeError: The cursor lies behind the end of the feed.
         """
         async with self._database.session() as session:
             codebook = await self._registry.find(session, codebook_id)
+            _check_life(codebook)
             end = await feed_end(session)
         if cursor > end:
             remedy = f"the feed ends at {end}, the store is not the one the cursor came from: read again from cursor 0"
@@ -115,9 +116,16 @@ class FeedReader:
 
     async def _changes(self, codebook: RegisteredCodebook, cursor: int) -> CatalogPart:
         async with self._database.session() as session:
+            _check_life(await self._registry.find(session, codebook.codebook_id))
             rows = (await session.execute(changes_after(codebook.codebook_id, cursor, self._chunk))).all()
         entries = [_entry(row, row.traceparent, row.change_time) for row in rows]
         return CatalogPart(codebook.codebook_id, entries, rows[-1].seq if rows else cursor, True)
+
+
+def _check_life(codebook: RegisteredCodebook) -> None:
+    if codebook.state == RETIRED:
+        remedy = "follow the active codebook, with a policy of it, or register this one again"
+        raise FailedPreconditionError("codebook_id", f"{codebook.codebook_id!r} is retired", remedy)
 
 
 def changes_after(codebook_id: str, cursor: int, limit: int) -> Select[*tuple[Any, ...]]:

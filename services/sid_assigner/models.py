@@ -44,16 +44,23 @@ class Base(DeclarativeBase):
 
 
 class CodebookRow(Base):
-    """A registered codebook; every ad has a SID under each of them, and one is the active one."""
+    """A registered codebook and where it is in its life; one is the active one.
+
+    Preparing: new ads get SIDs under it, and those known before get theirs page by page. Standby: every ad has one.
+    Active: the same, and it is the default. Retired: its SIDs stay, and no ad gets another.
+    """
 
     __tablename__ = "codebook"
-    __table_args__ = (Index("uq_codebook_active", "active", unique=True, postgresql_where=text("active")),)
+    __table_args__ = (
+        CheckConstraint("state IN ('preparing', 'standby', 'active', 'retired')", name="state"),
+        Index("uq_codebook_active", "state", unique=True, postgresql_where=text("state = 'active'")),
+    )
 
     codebook_id: Mapped[str] = mapped_column(Identifier, primary_key=True)
     level_sizes: Mapped[list[int]] = mapped_column(ARRAY(Integer))
     embedding_dim: Mapped[int]
     sha256: Mapped[str] = mapped_column(Text)
-    active: Mapped[bool]
+    state: Mapped[str] = mapped_column(Text)
     create_time: Mapped[datetime] = mapped_column(DateTime(timezone=True))
 
 

@@ -17,7 +17,7 @@ from opentelemetry import trace
 from sid_assigner.ad_lookup import get_by_ad, get_by_ads, get_by_sid
 from sid_assigner.ad_update import update_ad
 from sid_assigner.batch_creator import BatchCreator
-from sid_assigner.codebook_activation import activate_codebook
+from sid_assigner.codebook_life import activate_codebook, register_codebook, retire_codebook
 from sid_assigner.codebook_registry import CodebookRegistry
 from sid_assigner.feed_reader import FeedReader
 from sid_assigner.translation import STATES, ad_sid_message, batch_of, catalog_message, codebook_message
@@ -103,6 +103,14 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
             codebooks = await self._registry.list(session)
         return sid_pb2.ListCodebooksResponse(codebooks=[codebook_message(codebook) for codebook in codebooks])
 
+    async def RegisterCodebook(
+        self, request: sid_pb2.RegisterCodebookRequest, context: Context
+    ) -> sid_pb2.RegisterCodebookResponse:
+        """Give every ad a SID under a codebook."""
+        _note({semconv.CODEBOOK_ID: request.codebook_id})
+        codebook = await register_codebook(self._database, self._registry, request.codebook_id)
+        return sid_pb2.RegisterCodebookResponse(codebook=codebook_message(codebook))
+
     async def ActivateCodebook(
         self, request: sid_pb2.ActivateCodebookRequest, context: Context
     ) -> sid_pb2.ActivateCodebookResponse:
@@ -110,3 +118,11 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
         _note({semconv.CODEBOOK_ID: request.codebook_id})
         codebook = await activate_codebook(self._database, self._registry, request.codebook_id)
         return sid_pb2.ActivateCodebookResponse(codebook=codebook_message(codebook))
+
+    async def RetireCodebook(
+        self, request: sid_pb2.RetireCodebookRequest, context: Context
+    ) -> sid_pb2.RetireCodebookResponse:
+        """Give no further ad a SID under a codebook."""
+        _note({semconv.CODEBOOK_ID: request.codebook_id})
+        codebook = await retire_codebook(self._database, self._registry, request.codebook_id)
+        return sid_pb2.RetireCodebookResponse(codebook=codebook_message(codebook))

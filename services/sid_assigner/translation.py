@@ -28,6 +28,9 @@ CONVERSION_TYPES = _names(sid_pb2.ConversionType, "CONVERSION_TYPE_")
 STATES = _names(sid_pb2.AdState, "AD_STATE_")
 CONVERSION_TYPE_NUMBERS: Mapping[str, Any] = {word: number for number, word in CONVERSION_TYPES.items()}
 STATE_NUMBERS: Mapping[str, Any] = {word: number for number, word in STATES.items()}
+CODEBOOK_STATE_NUMBERS: Mapping[str, Any] = {
+    word: number for number, word in _names(sid_pb2.CodebookState, "CODEBOOK_STATE_").items()
+}
 
 
 def batch_of(request: sid_pb2.BatchCreateAdSidsRequest, traceparent: str) -> Batch:
@@ -92,13 +95,12 @@ def _entry_message(entry: CatalogEntry) -> sid_pb2.CatalogEntry:
 
 def codebook_message(codebook: RegisteredCodebook) -> sid_pb2.Codebook:
     """Write a registered codebook."""
-    state = sid_pb2.CODEBOOK_STATE_ACTIVE if codebook.active else sid_pb2.CODEBOOK_STATE_STANDBY
     return sid_pb2.Codebook(
         codebook_id=codebook.codebook_id,
         level_sizes=codebook.level_sizes,
         embedding_dim=codebook.embedding_dim,
         sha256=codebook.sha256,
-        state=state,
+        state=CODEBOOK_STATE_NUMBERS[codebook.state],
         create_time=_timestamp(codebook.create_time),
     )
 

@@ -81,7 +81,7 @@ async def test_an_update_that_states_nothing_or_a_negative_bid_is_refused(suite:
 # Without the checks of foreign keys, and without ads for most SIDs: a large store in a second.
 FILL = """
 SET LOCAL session_replication_role = replica;
-INSERT INTO sid.codebook VALUES ('a', '{64,64,64}', 8, '', true, now()), ('b', '{64,64,64}', 8, '', false, now());
+INSERT INTO sid.codebook SELECT c, '{64,64,64}', 8, '', now(), 'standby' FROM (VALUES ('a'), ('b')) codebooks (c);
 INSERT INTO sid.ad SELECT 'ad-' || n, 'title ' || n, '', '{}', repeat('x', 200), 'account', 'product', 'purchase', 1,
     'active', NULL, now(), now() FROM generate_series(1, 10000) n;
 INSERT INTO sid.ad_sid SELECT c, 'ad-' || n, ARRAY[n % 256, n / 256], n % 64

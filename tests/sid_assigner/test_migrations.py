@@ -56,7 +56,7 @@ async def test_one_codebook_at_most_is_active_and_a_sid_has_one_ad(database: Dat
             for statement in statements:
                 await session.execute(text(statement))
 
-    codebook = "INSERT INTO sid.codebook VALUES ('{}', '{{2,2}}', 4, '', true, now())"
+    codebook = "INSERT INTO sid.codebook VALUES ('{}', '{{2,2}}', 4, '', now(), 'active')"
     with pytest.raises(IntegrityError, match="uq_codebook_active"):
         await run(codebook.format("a"), codebook.format("b"))
     await run(codebook.format("a"))

@@ -17,10 +17,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gr4ad_tools import train
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook_fit import ARTIFACT_FOLDER, FitOptions, fit_codebook_from_folder
+from gr4ad_tools.train import list_policies
 
 LIST_TIMEOUT_S = 30.0
+MOST_POLICIES = 1000
 ACTIVATE_TIMEOUT_S = 600.0  # every known ad gets a SID within the call
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 ADDRESS_VARIABLE = "GR4AD_SID_ASSIGNER_ADDRESS"
@@ -37,6 +40,42 @@ async def activate_codebook(sid_assigner_address: str, codebook_id: str) -> sid_
         stub = sid_pb2_grpc.SidServiceStub(channel)
         request = sid_pb2.ActivateCodebookRequest(codebook_id=codebook_id)
         return (await stub.ActivateCodebook(request, timeout=ACTIVATE_TIMEOUT_S)).codebook
+
+
+async def register_codebook(sid_assigner_address: str, codebook_id: str) -> sid_pb2.Codebook:
+    """Give every known ad a SID under a published codebook, beside the active one.
+
+    Raises:
+        grpc.aio.AioRpcError: The SID assigner refused it.
+    """
+    async with open_channel(sid_assigner_address) as channel:
+        stub = sid_pb2_grpc.SidServiceStub(channel)
+        request = sid_pb2.RegisterCodebookRequest(codebook_id=codebook_id)
+        return (await stub.RegisterCodebook(request, timeout=ACTIVATE_TIMEOUT_S)).codebook
+
+
+async def retire_codebook(sid_assigner_address: str, codebook_id: str) -> sid_pb2.Codebook:
+    """Give no further ad a SID under a codebook.
+
+    Raises:
+        grpc.aio.AioRpcError: The SID assigner refused it.
+    """
+    async with open_channel(sid_assigner_address) as channel:
+        stub = sid_pb2_grpc.SidServiceStub(channel)
+        request = sid_pb2.RetireCodebookRequest(codebook_id=codebook_id)
+        return (await stub.RetireCodebook(request, timeout=LIST_TIMEOUT_S)).codebook
+
+
+async def channels_on(rspo_trainer_address: str, codebook_id: str) -> list[str]:
+    """Return the channels whose current policy writes a codebook's SIDs.
+
+    Raises:
+        grpc.aio.AioRpcError: The trainer did not answer.
+    """
+    policies = await list_policies(rspo_trainer_address, MOST_POLICIES)
+    return sorted(
+        channel for policy in policies if policy.policy.codebook_id == codebook_id for channel in policy.channels
+    )
 
 
 async def list_codebooks(sid_assigner_address: str) -> list[sid_pb2.Codebook]:
@@ -112,6 +151,46 @@ def activate(
     typer.echo(f"{codebook.codebook_id} is active, {_shown(codebook)} codes")
 
 
+@app.command()
+def register(
+    codebook_id: Annotated[str, typer.Argument(metavar="ID", help="A codebook of the artifact store.")],
+    address: Annotated[
+        str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
+    ] = DEFAULT_ADDRESS,
+) -> None:
+    """Give every ad a SID under a published codebook, beside the active one; run it again to resume."""
+    try:
+        codebook = asyncio.run(register_codebook(address, codebook_id))
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, address))
+    typer.echo(f"{codebook.codebook_id} is {_state(codebook)}, {_shown(codebook)} codes")
+
+
+@app.command()
+def retire(
+    codebook_id: Annotated[str, typer.Argument(metavar="ID", help="A registered codebook, not the active one.")],
+    force: Annotated[bool, typer.Option("--force", help="Retire it though a channel's policy still needs it.")] = False,
+    address: Annotated[
+        str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
+    ] = DEFAULT_ADDRESS,
+    trainer: Annotated[
+        str, typer.Option(envvar=train.ADDRESS_VARIABLE, help="Address of the trainer.")
+    ] = train.DEFAULT_ADDRESS,
+) -> None:
+    """Give no further ad a SID under a codebook; generators whose policy needs it hear of no further change."""
+    try:
+        needed = [] if force else asyncio.run(channels_on(trainer, codebook_id))
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, trainer))
+    if needed:
+        leave(f"{codebook_id}: the current policies of {', '.join(needed)} need it: activate others, or give --force")
+    try:
+        codebook = asyncio.run(retire_codebook(address, codebook_id))
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, address))
+    typer.echo(f"{codebook.codebook_id} is {_state(codebook)}")
+
+
 @app.command("list")
 def list_command(
     address: Annotated[
@@ -129,11 +208,15 @@ def list_command(
             codebook.codebook_id,
             _shown(codebook),
             str(codebook.embedding_dim),
-            sid_pb2.CodebookState.Name(codebook.state).removeprefix("CODEBOOK_STATE_").lower(),
+            _state(codebook),
             codebook.create_time.ToJsonString(),
             codebook.sha256[:12],
         )
     Console().print(table)
+
+
+def _state(codebook: sid_pb2.Codebook) -> str:
+    return sid_pb2.CodebookState.Name(codebook.state).removeprefix("CODEBOOK_STATE_").lower()
 
 
 def _shown(codebook: sid_pb2.Codebook) -> str:

@@ -82,6 +82,7 @@ async def train_and_wait(
     epochs: int = 0,
     seed: int = 0,
     channel: str = "",
+    codebook_id: str = "",
     request_id: str = "",
     progress: Callable[[training_pb2.TrainingRun], None] = lambda run: None,
     away: Callable[[str], None] = lambda reason: None,
@@ -100,6 +101,7 @@ async def train_and_wait(
         epochs: Passes over the data; 0 for the preset's.
         seed: Of every random choice.
         channel: Channel to publish to; empty for none.
+        codebook_id: Codebook of the SIDs; empty for the active one.
         request_id: Of the request; a known one joins the run that it started. Empty for a new run.
         progress: Called with the run whenever it was looked at.
         away: Called with the reason whenever the trainer did not answer.
@@ -113,7 +115,12 @@ async def train_and_wait(
         grpc.aio.AioRpcError: The trainer refused the run, or was away for too long.
     """
     request = training_pb2.CreateTrainingRunRequest(
-        request_id=request_id or uuid.uuid4().hex, preset=preset, epochs=epochs, seed=seed, channel=channel
+        request_id=request_id or uuid.uuid4().hex,
+        preset=preset,
+        epochs=epochs,
+        seed=seed,
+        channel=channel,
+        codebook_id=codebook_id,
     )
     if data_folder is not None:
         request.data_folder.CopyFrom(data_folder)
@@ -220,6 +227,7 @@ def train_command(
     epochs: Annotated[int, typer.Option(min=0, max=10000, help="Passes over the data; 0 for the preset's.")] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
     channel: Annotated[str, typer.Option(help="Channel to publish to; leave it out to publish to none.")] = "",
+    codebook: Annotated[str, typer.Option(help="Codebook of the SIDs; the active one if left out.")] = "",
     show_list: Annotated[bool, typer.Option("--list", help="List the latest runs instead.")] = False,
     limit: LimitOption = 20,
     address: AddressOption = DEFAULT_ADDRESS,
@@ -247,7 +255,7 @@ def train_command(
             source["reward_log"] = training_pb2.RewardLogSource(cursor=log_cursor)
         if len(source) != 1:
             leave("--data, --log-cursor, --online: give one of them, or --list")
-        run = _train_with_bar(address, source, preset, epochs, seed, channel)
+        run = _train_with_bar(address, source, preset, epochs, seed, channel, codebook)
     except TrainingRunError as error:
         leave(str(error))
     except KeyboardInterrupt:
@@ -260,7 +268,7 @@ def train_command(
 
 
 def _train_with_bar(
-    address: str, source: dict[str, Any], preset: str, epochs: int, seed: int, channel: str
+    address: str, source: dict[str, Any], preset: str, epochs: int, seed: int, channel: str, codebook_id: str
 ) -> training_pb2.TrainingRun:
     columns = (
         TextColumn("{task.description:<9}"),
@@ -284,6 +292,7 @@ def _train_with_bar(
                 epochs=epochs,
                 seed=seed,
                 channel=channel,
+                codebook_id=codebook_id,
                 progress=show,
                 away=lambda reason: bar.update(task, description="away"),
             )
