@@ -39,7 +39,12 @@ async def build(server: grpc.aio.Server, lifecycle: Lifecycle, settings: SidAssi
         heartbeat_seconds=settings.catalog_heartbeat_seconds,
         concurrent_snapshots=settings.concurrent_snapshots,
     )
-    creator = BatchCreator(database, registry, concurrent_batches=settings.concurrent_batches)
+    creator = BatchCreator(
+        database,
+        registry,
+        concurrent_batches=settings.concurrent_batches,
+        waiting_batches=settings.waiting_batches,
+    )
     servicer = SidServicer(database, registry, creator, reader)
     sid_pb2_grpc.add_SidServiceServicer_to_server(servicer, server)
     lifecycle.background(watch.follow(), "catalogue feed")

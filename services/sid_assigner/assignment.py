@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
 from gr4ad_core.sid.codebook import Codebook, CodebookFullError
+from gr4ad_runtime import semconv
 from gr4ad_runtime.errors import ResourceExhaustedError
+from gr4ad_runtime.telemetry import meter
 from numpy.typing import NDArray
 from sqlalchemy import JSON, bindparam, func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -18,6 +21,10 @@ from sid_assigner.embeddings import Encoded
 
 # One transaction at a time assigns SIDs: two that looked for free ones beside each other would often take the same.
 ASSIGNMENT_LOCK = 0x67723461645F7369
+
+_spilled = meter("sid_assigner").create_counter(
+    semconv.METRIC_ADS_SPILLED, description="Ads whose nearest semantic prefix was full, under one that was not."
+)
 
 T = TypeVar("T")
 Prefix = tuple[int, ...]
@@ -42,10 +49,16 @@ async def assign_sids(
     await taken.load({tuple(codes) for codes in encoded.semantic_codes_NT.tolist()})
     signals = [ad.signals for ad in ads]
     try:
-        return await in_thread(lambda: codebook.assign(encoded.vectors_ND, signals, taken, encoded.semantic_codes_NT))
+        sids_NT = await in_thread(
+            partial(codebook.assign, encoded.vectors_ND, signals, taken, encoded.semantic_codes_NT)
+        )
     except CodebookFullError as error:
         remedy = "fit a codebook with more codes and activate it"
         raise ResourceExhaustedError("codebook_id", f"{codebook.codebook_id!r}: {error}", remedy) from error
+    spilled = int((sids_NT[:, :-1] != encoded.semantic_codes_NT).any(axis=1).sum())
+    if spilled:
+        _spilled.add(spilled, {semconv.CODEBOOK_ID: codebook.codebook_id})
+    return sids_NT
 
 
 class TakenCodes:

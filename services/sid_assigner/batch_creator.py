@@ -10,9 +10,17 @@ from functools import partial
 
 import numpy as np
 import psycopg
+from gr4ad_runtime import semconv
 from gr4ad_runtime.db import Database
-from gr4ad_runtime.errors import AbortedError, AlreadyExistsError, FailedPreconditionError, ResourceExhaustedError
+from gr4ad_runtime.errors import (
+    AbortedError,
+    AlreadyExistsError,
+    FailedPreconditionError,
+    Gr4adError,
+    ResourceExhaustedError,
+)
 from gr4ad_runtime.log import get_logger
+from gr4ad_runtime.telemetry import meter
 from numpy.typing import NDArray
 from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
@@ -28,10 +36,15 @@ from sid_assigner.embeddings import Encoded, check_vectors, encode
 from sid_assigner.models import AdSidRow, BatchRow, CatalogChangeRow
 
 log = get_logger(__name__)
+_left_out = meter("sid_assigner").create_counter(
+    semconv.METRIC_ADS_LEFT_OUT,
+    description="Ads that a codebook other than the active one could not place.",
+)
 
 # Writers wait for each other, so that a collision takes one that knows another lock, such as another release. The
 # constraints hold against it; a fresh look finds what it took.
 ATTEMPTS = 4
+QUEUE = "queue"  # field of the refusal that a later attempt may not meet
 # Unique violation, serialisation failure, deadlock.
 COLLISIONS = frozenset({"23505", "40001", "40P01"})
 
@@ -61,6 +74,11 @@ class CreatedBatch:
     cursor: int
 
 
+def _leave_out(entry: RegisteredCodebook, ads: Sequence[Ad], error: Gr4adError) -> None:
+    log.error("ads_left_out", codebook_id=entry.codebook_id, ads=len(ads), reason=error.message)
+    _left_out.add(len(ads), {semconv.CODEBOOK_ID: entry.codebook_id})
+
+
 class _CollisionError(Exception):
     """Another transaction was faster; this one has to be tried anew."""
 
@@ -68,12 +86,23 @@ class _CollisionError(Exception):
 class BatchCreator:
     """Creates ads in batches."""
 
-    def __init__(self, database: Database, registry: CodebookRegistry, *, concurrent_batches: int) -> None:
-        """Write to `database`, `concurrent_batches` at a time; SIDs come from the codebooks of `registry`."""
+    def __init__(
+        self, database: Database, registry: CodebookRegistry, *, concurrent_batches: int, waiting_batches: int
+    ) -> None:
+        """Write to `database`; SIDs come from the codebooks of `registry`.
+
+        Args:
+            database: Holds the ads.
+            registry: Holds the codebooks.
+            concurrent_batches: Batches written at a time.
+            waiting_batches: Batches that wait for their turn at most; more are refused.
+        """
         self._database = database
         self._registry = registry
         # Batches that wait for each other's locks hold connections; some must be left for everybody else.
         self._writing = asyncio.Semaphore(concurrent_batches)
+        self._under_way = 0
+        self._most_under_way = concurrent_batches + waiting_batches
 
     async def create(self, batch: Batch) -> CreatedBatch:
         """Create ads with SIDs under every codebook that is not retired; return those under the active one.
@@ -84,10 +113,20 @@ class BatchCreator:
             InvalidArgumentError: An ad is in the batch twice, or its text or vector cannot be used.
             AlreadyExistsError: An ad exists, or `request_id` stands for another batch.
             FailedPreconditionError: No codebook is active.
-            ResourceExhaustedError: A codebook is full.
+            ResourceExhaustedError: A codebook is full, or too many batches wait.
             AbortedError: Other writers were faster every time.
         """
         check_ads(batch.request_id, batch.ads)
+        if self._under_way >= self._most_under_way:
+            remedy = "send the batch again after a back-off, or add replicas"
+            raise ResourceExhaustedError(QUEUE, f"{self._under_way} batches under way", remedy)
+        self._under_way += 1
+        try:
+            return await self._create_in_turn(batch)
+        finally:
+            self._under_way -= 1
+
+    async def _create_in_turn(self, batch: Batch) -> CreatedBatch:
         # Encoding takes long and no lock: so it is done before the transaction that writes.
         async with self._database.session() as session:
             if await session.get(BatchRow, batch.request_id) is not None:
@@ -184,7 +223,7 @@ class BatchCreator:
             except ResourceExhaustedError as error:
                 if entry.active:
                     raise
-                log.error("ads_left_out", codebook_id=entry.codebook_id, ads=len(batch.ads), reason=error.message)
+                _leave_out(entry, batch.ads, error)
         return sids
 
     async def _encode(
@@ -205,7 +244,7 @@ class BatchCreator:
             try:
                 encoded[entry.codebook_id] = await in_thread(partial(encode, codebook, ads))
             except FailedPreconditionError as error:  # `check_vectors` has seen to the active one
-                log.error("ads_left_out", codebook_id=entry.codebook_id, ads=len(ads), reason=error.message)
+                _leave_out(entry, ads, error)
         return encoded
 
     async def _created_before(self, session: AsyncSession, batch: Batch) -> CreatedBatch | None:

@@ -20,6 +20,9 @@ class SidAssignerSettings(ServiceSettings):
     concurrent_batches: int = Field(
         default=4, ge=1, le=64, description="Batches written at a time; each holds a database connection."
     )
+    waiting_batches: int = Field(
+        default=64, ge=0, le=10000, description="Batches that wait for their turn at most; more are refused."
+    )
     concurrent_snapshots: int = Field(
         default=4, ge=1, le=64, description="Snapshots read at a time; each holds a database connection."
     )

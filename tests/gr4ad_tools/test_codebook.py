@@ -1,3 +1,4 @@
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -114,6 +115,11 @@ class SidStandIn(sid_pb2_grpc.SidServiceServicer):
         self.active = request.codebook_id
         return sid_pb2.ActivateCodebookResponse(codebook=self._codebook(request.codebook_id))
 
+    async def RegisterCodebook(
+        self, request: sid_pb2.RegisterCodebookRequest, context: grpc.aio.ServicerContext
+    ) -> sid_pb2.RegisterCodebookResponse:
+        return sid_pb2.RegisterCodebookResponse(codebook=self._codebook(request.codebook_id))
+
     async def ListCodebooks(
         self, request: sid_pb2.ListCodebooksRequest, context: grpc.aio.ServicerContext
     ) -> sid_pb2.ListCodebooksResponse:
@@ -147,3 +153,9 @@ async def test_activates_and_lists(sid_assigner: str) -> None:
 async def test_an_unknown_codebook_is_the_service_s_to_refuse(sid_assigner: str) -> None:
     with pytest.raises(grpc.aio.AioRpcError, match="codebook_id: lost: publish it first"):
         await codebook.activate_codebook(sid_assigner, "lost")
+
+
+async def test_register_says_where_the_codebook_is_in_its_life(sid_assigner: str) -> None:
+    result = await asyncio.to_thread(CliRunner().invoke, codebook.app, ["register", "new", "--address", sid_assigner])
+    assert result.exit_code == 0, result.output
+    assert "new is standby, 8,4,16 codes" in result.output

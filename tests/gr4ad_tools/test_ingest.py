@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import typer
-from gr4ad.sid.v1 import sid_pb2
+from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.learning.data_folder import DataFolderError
+from gr4ad_tools import ingest as ingest_module
 from gr4ad_tools.ingest import ingest_command, ingest_folder, look_up, sid_app
+from numpy.typing import NDArray
 from sid_assigner.settings import SidAssignerSettings
 from typer.testing import CliRunner
 
@@ -156,3 +160,61 @@ async def test_no_server_is_told_with_the_address(tmp_path: Path, free_port: Any
     failed = await asyncio.to_thread(CliRunner().invoke, app, [str(folder), "--address", address])
     assert failed.exit_code == 1
     assert f"address: {address}: no answer" in " ".join(failed.output.split())
+
+
+class BusyAssigner(sid_pb2_grpc.SidServiceServicer):
+    """Refuses batches after the first, as a server does that has too much to do or is being restarted."""
+
+    def __init__(self, refusals: list[tuple[grpc.StatusCode, str]]) -> None:
+        self.created: list[sid_pb2.BatchCreateAdSidsRequest] = []
+        self._refusals = refusals
+
+    async def BatchCreateAdSids(
+        self, request: sid_pb2.BatchCreateAdSidsRequest, context: grpc.aio.ServicerContext
+    ) -> sid_pb2.BatchCreateAdSidsResponse:
+        if self.created and self._refusals:
+            await context.abort(*self._refusals.pop())
+        self.created.append(request)
+        return sid_pb2.BatchCreateAdSidsResponse(ad_sids=[sid_pb2.AdSid(ad_id=ad.ad_id) for ad in request.ads])
+
+
+@asynccontextmanager
+async def serving(servicer: BusyAssigner) -> AsyncIterator[str]:
+    server = grpc.aio.server()
+    sid_pb2_grpc.add_SidServiceServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def test_a_server_that_is_busy_or_away_is_asked_again(tmp_path: Path) -> None:
+    busy = (grpc.StatusCode.RESOURCE_EXHAUSTED, "queue: 68 batches under way: send the batch again after a back-off")
+    servicer = BusyAssigner([busy, (grpc.StatusCode.UNAVAILABLE, "away"), busy])
+    async with serving(servicer) as address:
+        result = await ingest_folder(write_items(tmp_path, items(30)), address, batch_size=10, concurrency=1)
+    assert result.ads == 30
+    assert len(servicer.created) == 3
+
+
+async def test_a_full_codebook_is_not_asked_again(tmp_path: Path) -> None:
+    full = (grpc.StatusCode.RESOURCE_EXHAUSTED, "codebook_id: 'small': all 128 SIDs are taken: fit another")
+    async with serving(BusyAssigner([full])) as address:
+        with pytest.raises(grpc.aio.AioRpcError, match="all 128 SIDs are taken"):
+            await ingest_folder(write_items(tmp_path, items(30)), address, batch_size=10, concurrency=1)
+
+
+async def test_an_encoders_vectors_are_sent_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Encoder:
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path
+
+        def encode(self, texts: list[str]) -> NDArray[np.float32]:
+            return np.array([[len(text), index] for index, text in enumerate(texts)], dtype=np.float32)
+
+    monkeypatch.setattr(ingest_module, "HuggingFaceEncoder", Encoder)
+    servicer = BusyAssigner([])
+    async with serving(servicer) as address:
+        await ingest_folder(write_items(tmp_path, items(30)), address, batch_size=20, encoder=tmp_path)
+    sent = {ad.ad_id: list(ad.embedding) for request in servicer.created for ad in request.ads}
+    assert [sent[f"i{number}"][1] for number in range(30)] == list(range(30))

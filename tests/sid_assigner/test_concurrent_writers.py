@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Mapping
+from pathlib import Path
 
 import grpc
 import pytest
 from gr4ad.sid.v1 import sid_pb2
+from gr4ad_core.sid.codebook import Codebook
 from sid_assigner.ads import make_ad
 from sid_assigner.batch_creator import ATTEMPTS
+from sid_assigner.settings import SidAssignerSettings
 from sqlalchemy import text
 
 from tests.sid_assigner.suite import Suite, make_ads, run_suite
@@ -153,3 +157,25 @@ async def test_a_batch_that_always_collides_is_aborted(suite: Suite) -> None:
     async with suite.database.session() as session:
         assert await session.scalar(text("SELECT last_value FROM sid.tries")) == ATTEMPTS
         assert await session.scalar(text("SELECT count(*) FROM sid.ad")) == 0
+
+
+async def test_more_batches_than_may_wait_are_refused_and_may_be_sent_again(
+    settings: SidAssignerSettings, codebook_store: tuple[Path, Mapping[str, Codebook]]
+) -> None:
+    few = settings.model_copy(update={"concurrent_batches": 1, "waiting_batches": 1})
+    async with run_suite(few, codebook_store[1]) as suite:
+        await suite.activate("small")
+        outcomes = await asyncio.gather(
+            *(suite.create(f"batch-{number}", make_ads(40, first=40 * number)) for number in range(8)),
+            return_exceptions=True,
+        )
+        refused = [outcome for outcome in outcomes if isinstance(outcome, grpc.aio.AioRpcError)]
+        assert 0 < len(refused) <= 6
+        for error in refused:
+            assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert "queue: 2 batches under way: send the batch again after a back-off" in (error.details() or "")
+        for number, outcome in enumerate(outcomes):
+            if isinstance(outcome, grpc.aio.AioRpcError):
+                await suite.create(f"batch-{number}", make_ads(40, first=40 * number))
+        async with suite.database.session() as session:
+            assert await session.scalar(text("SELECT count(*) FROM sid.ad_sid")) == 320

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,28 @@ from pathlib import Path
 from typing import Annotated
 
 import grpc
+import numpy as np
 import typer
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import DataFolderError, Item, read_items
+from gr4ad_core.learning.embedding import EncoderFolderError, HuggingFaceEncoder
+from gr4ad_core.sid.ad_content import render
 from gr4ad_runtime.channels import open_channel
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gr4ad_tools.call_error import describe, leave
+from gr4ad_tools.codebook_fit import content_of
 
 MAX_BATCH = 1000  # the contract's limit
 CALL_TIMEOUT_S = 120.0
+OUTAGE_S = 30.0
+"""How long a batch is sent again before the command gives up."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.1, 2.0
+BUSY = "queue:"
+"""How a refusal begins that another attempt may not meet."""
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 ADDRESS_VARIABLE = "GR4AD_SID_ASSIGNER_ADDRESS"
 
@@ -50,6 +61,7 @@ async def ingest_folder(
     batch_size: int = 500,
     concurrency: int = 2,
     progress: Callable[[int, int], None] | None = None,
+    encoder: Path | None = None,
 ) -> IngestResult:
     """Create every ad of a data folder.
 
@@ -63,9 +75,11 @@ async def ingest_folder(
         batch_size: Ads in a call, 1 to 1000.
         concurrency: Calls under way at a time.
         progress: Called with the ads created so far and the ads of the folder, after each batch.
+        encoder: Hugging Face folder of the encoder that the codebook was fitted with; its vectors are sent along.
 
     Raises:
         DataFolderError: The folder cannot be used.
+        EncoderFolderError: The encoder's folder cannot be used.
         grpc.aio.AioRpcError: The SID assigner refused a batch; batches before it stay.
     """
     if not 1 <= batch_size <= MAX_BATCH:
@@ -74,13 +88,14 @@ async def ingest_folder(
         raise ValueError(f"concurrency: {concurrency}: choose 1 or more")
     started = time.perf_counter()
     items = await asyncio.to_thread(read_items, Path(data_dir))
-    requests = batches(items, batch_size)
+    vectors_ND = None if encoder is None else await asyncio.to_thread(_encoded, encoder, items)
+    requests = batches(items, batch_size, vectors_ND)
     created = cursor = 0
 
     async def send(stub: sid_pb2_grpc.SidServiceAsyncStub) -> None:
         nonlocal created, cursor
         for request in requests:  # shared by the senders: each takes the next batch
-            response = await stub.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
+            response = await _create(stub, request, answered=created > 0)
             created += len(response.ad_sids)
             cursor = max(cursor, response.catalog_cursor)
             if progress is not None:
@@ -98,10 +113,37 @@ async def ingest_folder(
     return IngestResult(ads=created, seconds=time.perf_counter() - started, cursor=cursor)
 
 
-def batches(items: Sequence[Item], batch_size: int) -> Iterator[sid_pb2.BatchCreateAdSidsRequest]:
+async def _create(
+    stub: sid_pb2_grpc.SidServiceAsyncStub, request: sid_pb2.BatchCreateAdSidsRequest, *, answered: bool
+) -> sid_pb2.BatchCreateAdSidsResponse:
+    """Send a batch; again for a while where the server has too much to do, or is away after it has `answered`."""
+    give_up, wait_s = time.monotonic() + OUTAGE_S, FIRST_WAIT_S
+    while True:
+        try:
+            return await stub.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            busy = error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and (error.details() or "").startswith(BUSY)
+            away = answered and error.code() is grpc.StatusCode.UNAVAILABLE
+            if not (busy or away) or time.monotonic() + wait_s > give_up:
+                raise
+        await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+        wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+
+
+def _encoded(encoder: Path, items: Sequence[Item]) -> NDArray[np.float32]:
+    return HuggingFaceEncoder(encoder).encode([render(content_of(item)) for item in items])
+
+
+def batches(
+    items: Sequence[Item], batch_size: int, vectors_ND: NDArray[np.float32] | None = None
+) -> Iterator[sid_pb2.BatchCreateAdSidsRequest]:
     """Yield requests that create items, `batch_size` each; a request's id is a digest of its ads."""
     for start in range(0, len(items), batch_size):
-        request = sid_pb2.BatchCreateAdSidsRequest(ads=[to_ad(item) for item in items[start : start + batch_size]])
+        ads = [to_ad(item) for item in items[start : start + batch_size]]
+        if vectors_ND is not None:
+            for ad, vector_D in zip(ads, vectors_ND[start : start + batch_size].tolist(), strict=True):
+                ad.embedding.extend(vector_D)
+        request = sid_pb2.BatchCreateAdSidsRequest(ads=ads)
         digest = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
         request.request_id = f"ingest-{digest[:40]}"
         yield request
@@ -162,6 +204,10 @@ def ingest_command(
     ] = DEFAULT_ADDRESS,
     batch_size: Annotated[int, typer.Option(min=1, max=MAX_BATCH, help="Ads in a call.")] = 500,
     concurrency: Annotated[int, typer.Option(min=1, max=64, help="Calls under way at a time.")] = 2,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(exists=True, file_okay=False, help="Hugging Face folder that the codebook was fitted with."),
+    ] = None,
 ) -> None:
     """Create every ad of a data folder; run it again to resume."""
     columns = (TextColumn("ingest"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -172,8 +218,8 @@ def ingest_command(
             bar.update(task, completed=created, total=total)
 
         try:
-            result = asyncio.run(ingest_folder(data_dir, address, batch_size, concurrency, show))
-        except DataFolderError as error:
+            result = asyncio.run(ingest_folder(data_dir, address, batch_size, concurrency, show, encoder))
+        except (DataFolderError, EncoderFolderError) as error:
             leave(str(error))
         except grpc.aio.AioRpcError as error:
             leave(describe(error, address))
