@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from gr4ad_runtime.errors import InvalidArgumentError, NotFoundError
@@ -50,6 +51,44 @@ async def get_by_ad(session: AsyncSession, codebook: RegisteredCodebook, ad_id: 
         return (await get_by_ads(session, codebook, [ad_id]))[0]
     except NotFoundError as error:
         raise unknown_ad("ad_id", ad_id) from error
+
+
+@dataclass(frozen=True, slots=True)
+class AdPage:
+    """Ads by their ids, and the last id where more follow; empty where none do."""
+
+    ad_sids: list[AdSid]
+    last: str
+
+
+def listed(codebook_id: str, *, advertiser_id: str, state: str, after: str, limit: int) -> Select[*Row]:
+    """Select ads by their ids from behind `after` on; an empty account or state stands for all."""
+    statement = _ad_sids(codebook_id).where(AdRow.ad_id > after).order_by(AdRow.ad_id).limit(limit)
+    if advertiser_id:
+        statement = statement.where(AdRow.advertiser_id == advertiser_id)
+    if state:
+        statement = statement.where(AdRow.state == state)
+    return statement
+
+
+async def list_ads(
+    session: AsyncSession, codebook: RegisteredCodebook, *, advertiser_id: str, state: str, after: str, size: int
+) -> AdPage:
+    """Return a page of ads. What is created or changed between two pages is met or not, and nothing else moves.
+
+    Args:
+        session: Reads.
+        codebook: Of the SIDs.
+        advertiser_id: Account that pays; empty for all.
+        state: `active` or `paused`; empty for both.
+        after: Id that the page begins behind; empty for the first one.
+        size: Ads at most.
+    """
+    if "\0" in advertiser_id:  # no account has such an id, and PostgreSQL refuses it
+        return AdPage([], "")
+    statement = listed(codebook.codebook_id, advertiser_id=advertiser_id, state=state, after=after, limit=size + 1)
+    found = [_ad_sid(row) for row in await session.execute(statement)]
+    return AdPage(found[:size], found[size - 1].ad_id if len(found) > size else "")
 
 
 async def get_by_sid(session: AsyncSession, codebook: RegisteredCodebook, codes: Sequence[int]) -> AdSid:

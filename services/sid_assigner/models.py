@@ -71,6 +71,8 @@ class AdRow(Base):
     __table_args__ = (
         CheckConstraint("bid_micros >= 0", name="bid_micros"),
         CheckConstraint("state IN ('active', 'paused')", name="state"),
+        Index("ix_ad_advertiser_id", "advertiser_id", "ad_id"),
+        Index("ix_ad_state", "state", "ad_id"),
     )
 
     ad_id: Mapped[str] = mapped_column(Identifier, primary_key=True)

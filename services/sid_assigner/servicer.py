@@ -14,13 +14,23 @@ from gr4ad_runtime.db import Database
 from gr4ad_runtime.telemetry import current_traceparent
 from opentelemetry import trace
 
-from sid_assigner.ad_lookup import get_by_ad, get_by_ads, get_by_sid
+from sid_assigner.ad_lookup import get_by_ad, get_by_ads, get_by_sid, list_ads
 from sid_assigner.ad_update import update_ad
 from sid_assigner.batch_creator import BatchCreator
 from sid_assigner.codebook_life import activate_codebook, register_codebook, retire_codebook
 from sid_assigner.codebook_registry import CodebookRegistry
 from sid_assigner.feed_reader import FeedReader
-from sid_assigner.translation import STATES, ad_sid_message, batch_of, catalog_message, codebook_message
+from sid_assigner.translation import (
+    STATES,
+    ad_sid_message,
+    batch_of,
+    catalog_message,
+    codebook_message,
+    page_start,
+    page_token,
+)
+
+DEFAULT_PAGE_SIZE = 100
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -71,6 +81,22 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
             codebook = await self._registry.find(session, request.codebook_id)
             found = await get_by_ads(session, codebook, request.ad_ids)
         return sid_pb2.BatchGetAdSidsResponse(ad_sids=[ad_sid_message(ad_sid) for ad_sid in found])
+
+    async def ListAdSids(self, request: sid_pb2.ListAdSidsRequest, context: Context) -> sid_pb2.ListAdSidsResponse:
+        """List ads, page by page."""
+        after = page_start(request.page_token)
+        async with self._database.session() as session:
+            page = await list_ads(
+                session,
+                await self._registry.find(session, request.codebook_id),
+                advertiser_id=request.advertiser_id,
+                state=STATES[request.state],
+                after=after,
+                size=request.page_size or DEFAULT_PAGE_SIZE,
+            )
+        return sid_pb2.ListAdSidsResponse(
+            ad_sids=[ad_sid_message(ad_sid) for ad_sid in page.ad_sids], next_page_token=page_token(page.last)
+        )
 
     async def UpdateAd(self, request: sid_pb2.UpdateAdRequest, context: Context) -> sid_pb2.UpdateAdResponse:
         """Change a bid or a state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.sid.v1 import sid_pb2
 from gr4ad.type.v1 import type_pb2
+from gr4ad_runtime.errors import InvalidArgumentError
 
 from sid_assigner.ads import Ad, AdSid, CatalogEntry, make_ad
 from sid_assigner.batch_creator import Batch
@@ -68,6 +70,25 @@ def ad_sid_message(ad_sid: AdSid) -> sid_pb2.AdSid:
         create_time=_timestamp(ad_sid.create_time),
         update_time=_timestamp(ad_sid.update_time),
     )
+
+
+def page_token(last: str) -> str:
+    """Return what asks for the page behind an ad; empty for none."""
+    return base64.urlsafe_b64encode(last.encode()).decode() if last else ""
+
+
+def page_start(token: str) -> str:
+    """Return the ad that the page of a token begins behind; empty for the first page.
+
+    Raises:
+        InvalidArgumentError: It is no token.
+    """
+    try:
+        last = base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except ValueError as error:
+        remedy = "give the next_page_token of the answer before, or none"
+        raise InvalidArgumentError("page_token", repr(token), remedy) from error
+    return last.replace("\0", "")
 
 
 def catalog_message(part: CatalogPart) -> sid_pb2.ReadCatalogResponse:

@@ -141,6 +141,8 @@ async def test_the_commands_say_what_was_done_and_what_is_wrong(suite: Suite, tm
     assert shown(both.output) == shown(by_ad.output)  # the later one's fields stay
     by_sid = await run("sid", "get", "--sid", sid)
     assert shown(by_sid.output) == shown(by_ad.output)
+    listed = await run("sid", "list", "--state", "active", "--limit", "3")
+    assert [line.split()[0] for line in listed.output.splitlines() if line.startswith("i")] == ["i0", "i1", "i2"]
     for arguments, fragment in {
         ("sid", "get", "i3", "nobody"): "ad_ids[1]: 'nobody': no such ad",
         ("sid", "get", "--sid", "1,x"): "--sid: 1,x: give whole numbers",

@@ -8,6 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -197,6 +198,32 @@ async def look_up_all(
     return list(response.ad_sids)
 
 
+async def list_ads(
+    sid_assigner_address: str, *, advertiser_id: str = "", state: int = 0, codebook_id: str = "", limit: int
+) -> list[sid_pb2.AdSid]:
+    """Return ads by their ids, `limit` at most.
+
+    Raises:
+        grpc.aio.AioRpcError: The SID assigner refused.
+    """
+    found: list[sid_pb2.AdSid] = []
+    request = sid_pb2.ListAdSidsRequest(
+        advertiser_id=advertiser_id,
+        state=sid_pb2.AdState.ValueType(state),
+        codebook_id=codebook_id,
+    )
+    async with open_channel(sid_assigner_address) as channel:
+        stub = sid_pb2_grpc.SidServiceStub(channel)
+        while len(found) < limit:
+            request.page_size = min(MAX_BATCH, limit - len(found))
+            page = await stub.ListAdSids(request, timeout=CALL_TIMEOUT_S)
+            found += page.ad_sids
+            if not page.next_page_token:
+                break
+            request.page_token = page.next_page_token
+    return found
+
+
 def ingest_command(
     data_dir: Annotated[Path, typer.Argument(metavar="DIR", help="Data folder with items.jsonl[.gz].")],
     address: Annotated[
@@ -253,6 +280,37 @@ def sid_get(
         leave(describe(error, address))
     for ad in found:
         _show(ad)
+
+
+class State(StrEnum):
+    """Whether an ad may be shown, as commands name it."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+
+
+@sid_app.command("list")
+def sid_list(
+    advertiser: Annotated[str, typer.Option(help="Account that pays; all by default.")] = "",
+    state: Annotated[State | None, typer.Option(help="State; both by default.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many to list.")] = 20,
+    codebook: Annotated[str, typer.Option(help="Codebook of the SIDs; the active one by default.")] = "",
+    address: Annotated[
+        str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
+    ] = DEFAULT_ADDRESS,
+) -> None:
+    """List ads by their ids: all, or those of an account or in a state."""
+    number = 0 if state is None else sid_pb2.AdState.Value(f"AD_STATE_{state.upper()}")
+    try:
+        found = asyncio.run(
+            list_ads(address, advertiser_id=advertiser, state=number, codebook_id=codebook, limit=limit)
+        )
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, address))
+    for ad in found:
+        codes = ",".join(str(code) for code in ad.sid.codes)
+        shown_state = sid_pb2.AdState.Name(ad.state).removeprefix("AD_STATE_").lower()
+        typer.echo(f"{ad.ad_id:<24}{codes:<20}{shown_state:<8}{ad.bid_micros:>12}  {ad.advertiser_id}")
 
 
 def _show(ad: sid_pb2.AdSid) -> None:
