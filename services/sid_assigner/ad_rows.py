@@ -66,10 +66,11 @@ async def read_ads_without_sid(session: AsyncSession, codebook_id: str, *, after
     """Read ads that have no SID under a codebook, by their ids from behind `after` on, `limit` at most."""
     has_one = exists().where(AdSidRow.codebook_id == codebook_id, AdSidRow.ad_id == AdRow.ad_id)
     statement = select(AdRow).where(AdRow.ad_id > after, ~has_one).order_by(AdRow.ad_id).limit(limit)
-    return [_ad(row) for row in await session.scalars(statement)]
+    return [ad_of(row) for row in await session.scalars(statement)]
 
 
-def _ad(row: AdRow) -> Ad:
+def ad_of(row: AdRow) -> Ad:
+    """Return the ad of a row."""
     return Ad(
         ad_id=row.ad_id,
         content=AdContent(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 import grpc
@@ -17,6 +18,7 @@ from opentelemetry import trace
 from sid_assigner.ad_lookup import get_by_ad, get_by_ads, get_by_sid, list_ads
 from sid_assigner.ad_update import update_ad
 from sid_assigner.batch_creator import BatchCreator
+from sid_assigner.codebook_drift import measure_drift
 from sid_assigner.codebook_life import activate_codebook, register_codebook, retire_codebook
 from sid_assigner.codebook_registry import CodebookRegistry
 from sid_assigner.feed_reader import FeedReader
@@ -31,6 +33,7 @@ from sid_assigner.translation import (
 )
 
 DEFAULT_PAGE_SIZE = 100
+DEFAULT_DRIFT_SAMPLE = 2000
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -128,6 +131,16 @@ class SidServicer(sid_pb2_grpc.SidServiceServicer):
         async with self._database.session() as session:
             codebooks = await self._registry.list(session)
         return sid_pb2.ListCodebooksResponse(codebooks=[codebook_message(codebook) for codebook in codebooks])
+
+    async def GetCodebookDrift(
+        self, request: sid_pb2.GetCodebookDriftRequest, context: Context
+    ) -> sid_pb2.GetCodebookDriftResponse:
+        """Tell how the newest ads fit a codebook."""
+        async with self._database.session() as session:
+            registered = await self._registry.find(session, request.codebook_id)
+            codebook = await self._registry.load(registered)
+            drift = await measure_drift(session, codebook, request.sample_size or DEFAULT_DRIFT_SAMPLE)
+        return sid_pb2.GetCodebookDriftResponse(codebook_id=registered.codebook_id, **asdict(drift))
 
     async def RegisterCodebook(
         self, request: sid_pb2.RegisterCodebookRequest, context: Context

@@ -83,7 +83,8 @@ FILL = """
 SET LOCAL session_replication_role = replica;
 INSERT INTO sid.codebook SELECT c, '{64,64,64}', 8, '', now(), 'standby' FROM (VALUES ('a'), ('b')) codebooks (c);
 INSERT INTO sid.ad SELECT 'ad-' || n, 'title ' || n, '', '{}', repeat('x', 200), 'account-' || n % 100, 'product',
-    'purchase', 1, CASE WHEN n % 50 = 0 THEN 'paused' ELSE 'active' END, NULL, now(), now() FROM generate_series(1, 10000) n;
+    'purchase', 1, CASE WHEN n % 50 = 0 THEN 'paused' ELSE 'active' END, NULL, now(), now()
+    FROM generate_series(1, 10000) n;
 INSERT INTO sid.ad_sid SELECT c, 'ad-' || n, ARRAY[n % 256, n / 256], n % 64
     FROM generate_series(1, 40000) n, (VALUES ('a'), ('b')) codebooks (c);
 INSERT INTO sid.catalog_change SELECT n, 'ad-' || n, 'active', 1, 'account', 'purchase', '', now()

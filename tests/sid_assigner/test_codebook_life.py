@@ -238,3 +238,34 @@ async def test_a_reader_of_a_codebook_that_is_retired_meanwhile_is_told(suite: S
         async with asyncio.timeout(5):
             while await stream.read() is not grpc.aio.EOF:
                 pass
+
+
+async def test_drift_tells_ads_of_another_kind_from_those_of_the_fit(suite: Suite) -> None:
+    nothing = await suite.stub.GetCodebookDrift(sid_pb2.GetCodebookDriftRequest())
+    assert (nothing.codebook_id, nothing.ads, nothing.HasField("error_ratio")) == ("small", 0, False)
+    await suite.create("alike", make_ads(80))  # the texts that the codebook was fitted to
+    alike = await suite.stub.GetCodebookDrift(sid_pb2.GetCodebookDriftRequest())
+    assert alike.ads == 80
+    assert 0.5 < alike.error_ratio < 1.25
+    assert alike.far_share <= 0.05
+    assert 0.0 < alike.fullest_prefix <= 1.0
+
+    others = [
+        sid_pb2.Ad(ad_id=f"other-{n}", title=f"{word} insurance policy {n}", brand=f"insurer {n % 3}")
+        for n, word in enumerate(("life", "car", "house", "travel", "dental") * 8)
+    ]
+    await suite.create("others", others)
+    for ad_id in ("ad-1", "ad-2"):  # changes of older ads make them no newer
+        await suite.stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id=ad_id, bid_micros=7))
+    shifted = await suite.stub.GetCodebookDrift(sid_pb2.GetCodebookDriftRequest(sample_size=40))
+    assert shifted.ads == 40
+    assert shifted.error_ratio > 2.0 * alike.error_ratio
+    assert shifted.far_share > max(0.05, alike.far_share)
+
+
+async def test_a_crowded_prefix_shows_in_the_drift(suite: Suite) -> None:
+    crowd = [sid_pb2.Ad(ad_id=f"same-{n}", title="red lipstick", brand="Rouge", advertiser_id="a") for n in range(90)]
+    await suite.create("crowd", crowd)
+    found = await suite.stub.GetCodebookDrift(sid_pb2.GetCodebookDriftRequest())
+    assert found.fullest_prefix == 1.0
+    assert found.spilled_share > 0.2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ from gr4ad_tools.train import list_policies
 
 LIST_TIMEOUT_S = 30.0
 MOST_POLICIES = 1000
+REFIT_ABOVE = {"error_ratio": 1.25, "far_share": 0.05, "spilled_share": 0.05, "fullest_prefix": 0.9}
+"""Rules of thumb: a quarter more is left over than at the fit, five times as many ads lie far off, one in twenty is
+away from its nearest prefix, or a prefix is all but full."""
 ACTIVATE_TIMEOUT_S = 600.0  # every known ad gets a SID within the call
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 ADDRESS_VARIABLE = "GR4AD_SID_ASSIGNER_ADDRESS"
@@ -64,6 +68,18 @@ async def retire_codebook(sid_assigner_address: str, codebook_id: str) -> sid_pb
         stub = sid_pb2_grpc.SidServiceStub(channel)
         request = sid_pb2.RetireCodebookRequest(codebook_id=codebook_id)
         return (await stub.RetireCodebook(request, timeout=LIST_TIMEOUT_S)).codebook
+
+
+async def codebook_drift(sid_assigner_address: str, codebook_id: str, sample: int) -> sid_pb2.GetCodebookDriftResponse:
+    """Return how the newest ads fit a codebook, the active one where the id is empty.
+
+    Raises:
+        grpc.aio.AioRpcError: The SID assigner refused.
+    """
+    async with open_channel(sid_assigner_address) as channel:
+        stub = sid_pb2_grpc.SidServiceStub(channel)
+        request = sid_pb2.GetCodebookDriftRequest(codebook_id=codebook_id, sample_size=sample)
+        return await stub.GetCodebookDrift(request, timeout=LIST_TIMEOUT_S)
 
 
 async def channels_on(rspo_trainer_address: str, codebook_id: str) -> list[str]:
@@ -189,6 +205,37 @@ def retire(
     except grpc.aio.AioRpcError as error:
         leave(describe(error, address))
     typer.echo(f"{codebook.codebook_id} is {_state(codebook)}")
+
+
+@app.command()
+def drift(
+    codebook_id: Annotated[str, typer.Argument(metavar="[ID]", help="The codebook; the active one if left out.")] = "",
+    sample: Annotated[int, typer.Option(min=1, max=10000, help="Newest ads to look at.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+    address: Annotated[
+        str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the SID assigner.")
+    ] = DEFAULT_ADDRESS,
+) -> None:
+    """Tell how the newest ads fit a codebook, and whether it is time for another."""
+    try:
+        found = asyncio.run(codebook_drift(address, codebook_id, sample))
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, address))
+    values = {
+        field: getattr(found, field) if found.HasField(field) else float("nan")  # type: ignore[arg-type]
+        for field in REFIT_ABOVE
+    }
+    reached = [field for field, limit in REFIT_ABOVE.items() if values[field] > limit]
+    if as_json:
+        shown = {"codebook_id": found.codebook_id, "ads": found.ads, **values, "refit_for": reached}
+        print(json.dumps(shown, indent=2))
+        return
+    table = Table("figure", "value", "refit above")
+    for field, limit in REFIT_ABOVE.items():
+        table.add_row(field, f"{values[field]:.3f}", f"{limit:g}")
+    Console().print(table)
+    advice = f"refit: {', '.join(reached)}" if reached else "no need to refit"
+    typer.echo(f"{found.codebook_id}, the newest {found.ads} ads: {advice}")
 
 
 @app.command("list")

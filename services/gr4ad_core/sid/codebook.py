@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ __all__ = [
     "CodebookConfig",
     "CodebookFileError",
     "CodebookFullError",
+    "FitErrors",
     "default_level_sizes",
     "fit_codebook",
     "load_codebook",
@@ -40,6 +42,19 @@ __all__ = [
 ]
 
 FIRST_ALTERNATIVES = 8  # prefixes looked up when the nearest one is full; doubled until one has room
+
+
+@dataclass(frozen=True, slots=True)
+class FitErrors:
+    """What the semantic levels left over of the ads that a codebook was fitted to, as squared lengths.
+
+    Attributes:
+        mean: On average.
+        p99: Of all but the worst hundredth, at most.
+    """
+
+    mean: float
+    p99: float
 
 
 class CodebookFullError(Exception):
@@ -71,6 +86,8 @@ class Codebook:
         self.head = head
         self.holdout_events: int | None = None
         """Last events of every user that its vectors do not know; None where they say content alone."""
+        self.fit_errors: FitErrors | None = None
+        """What its levels left over when it was fitted; None where that is not known."""
         self._levels = tuple(levels)
         self._business_size = business_size
 
@@ -116,6 +133,22 @@ class Codebook:
             ValueError: The vectors have the wrong length or a number that is not finite.
         """
         return quantise(self._levels, self.ad_vectors(embeddings))
+
+    def errors(self, embeddings: NDArray[np.float32], semantic_codes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the squared length of what semantic codes leave over of each ad, float32 [N].
+
+        Args:
+            embeddings: Content vectors [N, D].
+            semantic_codes: Codes [N, T-1], such as `quantise` returns.
+
+        Raises:
+            ValueError: The vectors have the wrong length or a number that is not finite.
+        """
+        residual_ND = self.ad_vectors(embeddings)
+        for depth, centroids_VD in enumerate(self._levels):
+            residual_ND = residual_ND - centroids_VD[semantic_codes[:, depth]]
+        squares_N: NDArray[np.float32] = np.einsum("nd,nd->n", residual_ND, residual_ND)
+        return squares_N
 
     def nearest_codes(self, embeddings: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         """Return semantic codes of content vectors [N, D] and their alternatives, the nearest first, int64 [N, n, T-1].
@@ -248,7 +281,10 @@ def fit_codebook(
         # What is left over must be what `quantise` leaves, hence the nearest centroid and not the balanced label.
         residual_ND = residual_ND - centroids_VD[quantise((centroids_VD,), residual_ND)[:, 0]]
         levels.append(centroids_VD)
-    return Codebook(codebook_id, levels, config.level_sizes[-1], encoder, head)
+    codebook = Codebook(codebook_id, levels, config.level_sizes[-1], encoder, head)
+    squares_N = np.einsum("nd,nd->n", residual_ND, residual_ND)
+    codebook.fit_errors = FitErrors(float(squares_N.mean()), float(np.quantile(squares_N, 0.99)))
+    return codebook
 
 
 def check_embeddings(embeddings: NDArray[np.float32], embedding_dim: int) -> NDArray[np.float32]:
@@ -279,6 +315,7 @@ def save_codebook(codebook: Codebook, folder: Path | str) -> None:
         "level_sizes": list(codebook.level_sizes),
         "embedding_dim": codebook.embedding_dim,
         "holdout_events": codebook.holdout_events,
+        "fit_errors": None if codebook.fit_errors is None else asdict(codebook.fit_errors),
     }
     write_folder(Path(folder), manifest, arrays)
 
@@ -309,6 +346,8 @@ def load_codebook(folder: Path | str) -> Codebook:
         raise CodebookFileError(path, "the arrays of an encoder and a head", str(error), REFIT) from error
     codebook = Codebook(manifest["codebook_id"], levels, sizes[-1], encoder, head)
     codebook.holdout_events = manifest.get("holdout_events")
+    errors = manifest.get("fit_errors")
+    codebook.fit_errors = None if errors is None else FitErrors(**errors)
     return codebook
 
 

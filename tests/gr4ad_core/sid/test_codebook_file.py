@@ -55,6 +55,7 @@ def test_manifest_says_what_the_file_is(folder: Path) -> None:
         "sha256",
         "format_version",
         "holdout_events",
+        "fit_errors",
     }
     assert (manifest["level_sizes"], manifest["embedding_dim"]) == ([4, 3, 8], 5)
 
