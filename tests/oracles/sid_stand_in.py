@@ -30,6 +30,8 @@ class SidStandIn(sid_pb2_grpc.SidServiceServicer):
         self, request: sid_pb2.ReadCatalogRequest, context: grpc.aio.ServicerContext
     ) -> AsyncIterator[sid_pb2.ReadCatalogResponse]:
         assert request.until_current
+        if request.codebook_id not in ("", "codebook"):
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"codebook_id: {request.codebook_id!r}: not registered")
         for start in range(0, len(self.entries), PART):
             yield sid_pb2.ReadCatalogResponse(codebook_id="codebook", entries=self.entries[start : start + PART])
             if self.fail_first:

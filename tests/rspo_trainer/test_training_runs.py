@@ -119,6 +119,12 @@ async def test_held_out_events_reach_nothing(trainer: Trainer, tmp_path: Path) -
     assert (run.state, run.metrics["skipped_events"]) == (SUCCEEDED, 40)
 
 
+async def test_a_run_of_a_codebook_that_is_not_registered_fails_with_its_name(trainer: Trainer) -> None:
+    run = await trainer.end_of((await trainer.create("other", epochs=1, codebook_id="nonesuch")).run_id)
+    assert run.state == FAILED
+    assert "nonesuch" in run.error
+
+
 async def test_runs_wait_for_each_other_and_cancel_queued_or_running(trainer: Trainer) -> None:
     first = await trainer.create("first", epochs=ENDLESS, channel="stable")
     second = await trainer.create("second", epochs=1)

@@ -38,6 +38,7 @@ from gr4ad_tools.up import Suite
 
 SERVICE: Final = "sid_assigner"
 CODEBOOK_ID: Final = "bench"
+SCENARIO = "steady"
 FITTED: Final = 12_000
 """Ads that the codebook is fitted to: the others come later, as in a system that runs."""
 CALL_TIMEOUT_S: Final = 60.0
@@ -126,7 +127,7 @@ async def measure(
 ) -> dict[str, Figure]:
     """Run SID assigners on an empty database in `folder`, and let writers create ads."""
     task = bar.add_task("fit a codebook, start", total=1)
-    Market("steady", seed).write_folder(folder / "market")
+    Market(SCENARIO, seed).write_folder(folder / "market")
     items = campaigns(read_items(folder / "market"), ads)
     (folder / "ads").mkdir()
     lines = "".join(json.dumps(asdict(item)) + "\n" for item in items[:FITTED])
