@@ -106,7 +106,6 @@ async def test_a_refit_takes_over_while_requests_flow(tmp_path: Path) -> None:
             new_ads = [sid_pb2.Ad(ad_id=f"new-{n}", title=f"running shoes, model {n}", brand="acme") for n in range(3)]
             await sids.BatchCreateAdSids(sid_pb2.BatchCreateAdSidsRequest(request_id="during", ads=new_ads))
             policy_id = await train_policy(2, "autumn")
-            before_swap = len(traffic.answers)
             await until_served(generator, policy_id)
 
             # An ad that users are shown is paused: from the acknowledgement on nobody may get it.
@@ -140,7 +139,6 @@ async def test_a_refit_takes_over_while_requests_flow(tmp_path: Path) -> None:
     assert traffic.failures == []
     codebooks = [codebook_id for codebook_id, _ in traffic.answers]
     swap = codebooks.index("autumn")
-    assert swap >= before_swap - USERS
     assert set(codebooks[:swap]) == {"spring"}, "the old policy serves until the new one is live"
     assert set(codebooks[swap + USERS :]) == {"autumn"}, "and then the new one alone"
     assert swap > 20
