@@ -143,7 +143,7 @@ class BatchCreator:
                 log.info("batch_collided", request_id=batch.request_id, attempt=attempt, reason=str(collision))
         raise AbortedError("request_id", repr(batch.request_id), "other writers were faster, send the batch again")
 
-    async def _try_create(self, batch: Batch, encoded: dict[str, Encoded]) -> CreatedBatch:
+    async def _try_create(self, batch: Batch, encoded: dict[str, Encoded | None]) -> CreatedBatch:
         async with self._database.session() as session:
             try:
                 await lock_assignment(session)
@@ -154,7 +154,7 @@ class BatchCreator:
                     raise _CollisionError(str(driver_error)) from error
                 raise
 
-    async def _create(self, session: AsyncSession, batch: Batch, encoded: dict[str, Encoded]) -> CreatedBatch:
+    async def _create(self, session: AsyncSession, batch: Batch, encoded: dict[str, Encoded | None]) -> CreatedBatch:
         repeated = await self._created_before(session, batch)
         if repeated is not None:
             return repeated
@@ -210,16 +210,17 @@ class BatchCreator:
         session: AsyncSession,
         registered: Sequence[RegisteredCodebook],
         batch: Batch,
-        encoded: dict[str, Encoded],
+        encoded: dict[str, Encoded | None],
     ) -> dict[str, NDArray[np.int64]]:
         """Return SIDs [N, T] by codebook. One that is full holds no ad up, unless it is the active one."""
         sids = {}
         for entry in registered:
-            if entry.codebook_id not in encoded:
+            seen = encoded[entry.codebook_id]
+            if seen is None:
                 continue
             codebook = await self._registry.load(entry)
             try:
-                sids[entry.codebook_id] = await assign_sids(session, codebook, batch.ads, encoded[entry.codebook_id])
+                sids[entry.codebook_id] = await assign_sids(session, codebook, batch.ads, seen)
             except ResourceExhaustedError as error:
                 if entry.active:
                     raise
@@ -227,15 +228,15 @@ class BatchCreator:
         return sids
 
     async def _encode(
-        self, registered: Sequence[RegisteredCodebook], ads: Sequence[Ad], known: dict[str, Encoded]
-    ) -> dict[str, Encoded]:
+        self, registered: Sequence[RegisteredCodebook], ads: Sequence[Ad], known: dict[str, Encoded | None]
+    ) -> dict[str, Encoded | None]:
         """Return the ads as each codebook sees them, by its id; those in `known` as they are.
 
         One that cannot see them is left out, unless it is the active one.
         """
         active = active_codebook(registered)
         check_vectors(ads, await self._registry.load(active))
-        encoded = {}
+        encoded: dict[str, Encoded | None] = {}
         for entry in registered:
             if entry.codebook_id in known:
                 encoded[entry.codebook_id] = known[entry.codebook_id]
@@ -245,6 +246,7 @@ class BatchCreator:
                 encoded[entry.codebook_id] = await in_thread(partial(encode, codebook, ads))
             except FailedPreconditionError as error:  # `check_vectors` has seen to the active one
                 _leave_out(entry, ads, error)
+                encoded[entry.codebook_id] = None
         return encoded
 
     async def _created_before(self, session: AsyncSession, batch: Batch) -> CreatedBatch | None:

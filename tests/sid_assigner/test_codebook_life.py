@@ -269,3 +269,16 @@ async def test_a_crowded_prefix_shows_in_the_drift(suite: Suite) -> None:
     found = await suite.stub.GetCodebookDrift(sid_pb2.GetCodebookDriftRequest())
     assert found.fullest_prefix == 1.0
     assert found.spilled_share > 0.2
+
+
+async def test_a_codebook_without_an_encoder_leaves_out_what_has_no_vector(suite: Suite) -> None:
+    await suite.stub.RegisterCodebook(sid_pb2.RegisterCodebookRequest(codebook_id="vectors-only"))
+    own = make_ads(3, first=3)
+    for ad in own:
+        ad.embedding.extend([0.1 * len(ad.title)] * 16)
+    await suite.create("text", make_ads(3))
+    await suite.create("vectors", own)
+    assert len(await sids(suite, "vectors-only", ["ad-3", "ad-4", "ad-5"])) == 3
+    request = sid_pb2.BatchGetAdSidsRequest(ad_ids=["ad-0"], codebook_id="vectors-only")
+    code, _ = await refusal(suite.stub.BatchGetAdSids(request))
+    assert code == grpc.StatusCode.NOT_FOUND
