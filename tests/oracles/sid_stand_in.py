@@ -17,6 +17,7 @@ class SidStandIn(sid_pb2_grpc.SidServiceServicer):
     Attributes:
         entries: The ads.
         fail_first: Calls that are refused as unavailable before one is answered.
+        retired: Whether the codebook gives no catalogue any more.
     """
 
     def __init__(self, level_sizes: tuple[int, ...], entries: list[sid_pb2.CatalogEntry]) -> None:
@@ -25,6 +26,7 @@ class SidStandIn(sid_pb2_grpc.SidServiceServicer):
         )
         self.entries = entries
         self.fail_first = 0
+        self.retired = False
 
     async def ReadCatalog(
         self, request: sid_pb2.ReadCatalogRequest, context: grpc.aio.ServicerContext
@@ -32,6 +34,8 @@ class SidStandIn(sid_pb2_grpc.SidServiceServicer):
         assert request.until_current
         if request.codebook_id not in ("", "codebook"):
             await context.abort(grpc.StatusCode.NOT_FOUND, f"codebook_id: {request.codebook_id!r}: not registered")
+        if self.retired:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "codebook_id: 'codebook' is retired")
         for start in range(0, len(self.entries), PART):
             yield sid_pb2.ReadCatalogResponse(codebook_id="codebook", entries=self.entries[start : start + PART])
             if self.fail_first:

@@ -184,6 +184,22 @@ async def test_a_catalogue_that_is_away_for_long_is_waited_for(trainer: Trainer)
     assert trainer.sids.fail_first == 0
 
 
+async def test_a_run_ends_with_its_reason_once_its_codebook_is_retired(
+    trainer: Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(online_trainer, "CATALOGUE_S", 0.0)
+    run = await start(trainer)
+    await serve_lists(trainer.rewards, range(200))
+    published = (await canary(trainer)).policy
+    trainer.sids.retired = True
+    await serve_lists(trainer.rewards, range(200, 400))
+    ended = await trainer.end_of(run.run_id)
+    assert ended.state == training_pb2.TRAINING_RUN_STATE_FAILED
+    assert "'codebook' is retired" in ended.error
+    policies = (await trainer.stub.ListPolicies(training_pb2.ListPoliciesRequest())).policies
+    assert published.policy in [policy.policy for policy in policies], "what was published stays"
+
+
 @pytest.mark.parametrize("other_settings", [{"publish_seconds": 0.5}])
 async def test_few_lists_are_published_too_once_the_time_has_come(trainer: Trainer) -> None:
     run = await start(trainer, publish_lists=10_000)
