@@ -15,7 +15,6 @@ from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import (
     AbortedError,
     AlreadyExistsError,
-    FailedPreconditionError,
     Gr4adError,
     ResourceExhaustedError,
 )
@@ -232,19 +231,22 @@ class BatchCreator:
     ) -> dict[str, Encoded | None]:
         """Return the ads as each codebook sees them, by its id; those in `known` as they are.
 
-        One that cannot see them is left out, unless it is the active one.
+        One that cannot see them, or cannot be read, leaves them out, unless it is the active one.
         """
         active = active_codebook(registered)
         check_vectors(ads, await self._registry.load(active))
         encoded: dict[str, Encoded | None] = {}
         for entry in registered:
-            if entry.codebook_id in known:
-                encoded[entry.codebook_id] = known[entry.codebook_id]
+            seen = known.get(entry.codebook_id)
+            if seen is not None or (entry.codebook_id in known and not entry.active):
+                encoded[entry.codebook_id] = seen
                 continue
-            codebook = await self._registry.load(entry)
             try:
+                codebook = await self._registry.load(entry)
                 encoded[entry.codebook_id] = await in_thread(partial(encode, codebook, ads))
-            except FailedPreconditionError as error:  # `check_vectors` has seen to the active one
+            except Gr4adError as error:
+                if entry.active:
+                    raise
                 _leave_out(entry, ads, error)
                 encoded[entry.codebook_id] = None
         return encoded

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import grpc
 import numpy as np
 import pytest
 from gr4ad.sid.v1 import sid_pb2
+from gr4ad_runtime.errors import UnavailableError
 from sid_assigner import codebook_life
 from sqlalchemy import text
 
@@ -282,3 +284,99 @@ async def test_a_codebook_without_an_encoder_leaves_out_what_has_no_vector(suite
     request = sid_pb2.BatchGetAdSidsRequest(ad_ids=["ad-0"], codebook_id="vectors-only")
     code, _ = await refusal(suite.stub.BatchGetAdSids(request))
     assert code == grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("lock", [1, 2, 3])
+async def test_an_active_codebook_has_every_ad_whoever_comes_between(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch, lock: int
+) -> None:
+    """Another caller retires it and a writer adds ads before any one of the transactions of an activation."""
+    await suite.create("before", make_ads(10))
+    await suite.stub.RegisterCodebook(sid_pb2.RegisterCodebookRequest(codebook_id="other"))
+    lock_assignment, locks = codebook_life.lock_assignment, 0
+
+    async def come_between(session: object) -> None:
+        nonlocal locks
+        locks += 1
+        if locks == lock:
+            monkeypatch.setattr(codebook_life, "lock_assignment", lock_assignment)
+            await suite.stub.RetireCodebook(sid_pb2.RetireCodebookRequest(codebook_id="other"))
+            await suite.create("between", make_ads(3, first=10))
+        await lock_assignment(session)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codebook_life, "lock_assignment", come_between)
+    await suite.activate("other")
+    monkeypatch.setattr(codebook_life, "lock_assignment", lock_assignment)
+    await suite.create("after", make_ads(1, first=20))
+    assert await states(suite) == {"other": "active", "small": "standby"}
+    async with suite.database.session() as session:
+        ads = set(await session.scalars(text("SELECT ad_id FROM sid.ad")))
+    assert len(set(await sids(suite, "other", sorted(ads)))) == len(ads)
+
+
+async def test_a_call_that_fails_takes_nothing_from_one_that_came_further(
+    suite: Suite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = make_ads(3)
+    for ad in own:
+        ad.embedding.extend([0.1 * len(ad.title)] * 16)
+    await suite.create("vectors", own)
+    request = sid_pb2.RegisterCodebookRequest(codebook_id="vectors-only")
+    place = codebook_life._place
+
+    async def overtaken(*args: object) -> int:
+        monkeypatch.setattr(codebook_life, "_place", place)
+        await suite.stub.RegisterCodebook(request)
+        await suite.create("text", make_ads(1, first=3))  # which that codebook leaves out
+        return await place(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codebook_life, "_place", overtaken)
+    code, _ = await refusal(suite.stub.RegisterCodebook(request))
+    assert code == grpc.StatusCode.FAILED_PRECONDITION
+    assert await states(suite) == {"vectors-only": "standby", "small": "active"}
+    assert len(await sids(suite, "vectors-only", ["ad-0", "ad-1", "ad-2"])) == 3
+
+
+async def test_a_database_that_was_away_costs_no_page(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:
+    await suite.create("before", make_ads(30))
+    monkeypatch.setattr(codebook_life, "PAGE_SIZE", 10)
+    place, pages = codebook_life._place, 0
+
+    async def away_once(*args: object) -> int:
+        nonlocal pages
+        pages += 1
+        if pages == 3:
+            raise UnavailableError("database", "away", "repeat the call")
+        return await place(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(codebook_life, "_place", away_once)
+    request = sid_pb2.RegisterCodebookRequest(codebook_id="other")
+    registered = await suite.stub.RegisterCodebook(request)  # the channel repeats a call that was UNAVAILABLE
+    assert registered.codebook.state == sid_pb2.CODEBOOK_STATE_STANDBY
+    assert pages == 4, "two, the one that failed, and the last"
+    assert len(set(await sids(suite, "other", [f"ad-{number}" for number in range(30)]))) == 30
+
+
+async def test_an_unreadable_standby_holds_no_ad_up_and_its_readers_hear_of_it_later(suite: Suite) -> None:
+    request = sid_pb2.RegisterCodebookRequest(codebook_id="other")
+    await suite.create("before", make_ads(2))
+    await suite.stub.RegisterCodebook(request)
+    folder = Path(suite.settings.artifact_store) / "codebooks" / "other"
+    shutil.move(folder, folder.with_name("away"))
+    stream = suite.stub.ReadCatalog(sid_pb2.ReadCatalogRequest(codebook_id="other", cursor=2))
+    await stream.read()
+    async with run_suite(suite.settings, suite.codebooks) as twin:  # which never had it in memory
+        assert len((await twin.create("after", make_ads(2, first=2))).ad_sids) == 2
+    # A reader that has seen a later change is past the ads it was not told of.
+    await suite.stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id="ad-0", bid_micros=7))
+    await suite.stub.UpdateAd(sid_pb2.UpdateAdRequest(ad_id="ad-2", state=sid_pb2.AD_STATE_PAUSED))
+    seen: dict[str, sid_pb2.CatalogEntry] = {}
+    async with asyncio.timeout(5):
+        while "ad-0" not in seen:
+            seen |= {entry.ad_id: entry for entry in (await stream.read()).entries}
+        shutil.move(folder.with_name("away"), folder)
+        await suite.stub.RegisterCodebook(request)
+        while "ad-3" not in seen:
+            seen |= {entry.ad_id: entry for entry in (await stream.read()).entries}
+    assert seen.keys() == {"ad-0", "ad-2", "ad-3"}
+    assert seen["ad-2"].state == sid_pb2.AD_STATE_PAUSED
