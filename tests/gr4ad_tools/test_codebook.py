@@ -6,6 +6,8 @@ from pathlib import Path
 import grpc
 import pytest
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.training.v1 import training_pb2, training_pb2_grpc
+from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import DataFolderError, read_items
 from gr4ad_core.sid.codebook import load_codebook
 from gr4ad_runtime.errors import AlreadyExistsError
@@ -125,15 +127,44 @@ class SidStandIn(sid_pb2_grpc.SidServiceServicer):
     ) -> sid_pb2.ListCodebooksResponse:
         return sid_pb2.ListCodebooksResponse(codebooks=[self._codebook("new"), self._codebook("old")])
 
+    async def RetireCodebook(
+        self, request: sid_pb2.RetireCodebookRequest, context: grpc.aio.ServicerContext
+    ) -> sid_pb2.RetireCodebookResponse:
+        retired = sid_pb2.Codebook(codebook_id=request.codebook_id, state=sid_pb2.CODEBOOK_STATE_RETIRED)
+        return sid_pb2.RetireCodebookResponse(codebook=retired)
+
+    async def GetCodebookDrift(
+        self, request: sid_pb2.GetCodebookDriftRequest, context: grpc.aio.ServicerContext
+    ) -> sid_pb2.GetCodebookDriftResponse:
+        if request.codebook_id == "old":  # it does not know what its fit left over
+            return sid_pb2.GetCodebookDriftResponse(codebook_id="old", ads=9, spilled_share=0.01, fullest_prefix=0.95)
+        return sid_pb2.GetCodebookDriftResponse(
+            codebook_id="new", ads=9, error_ratio=1.1, far_share=0.02, spilled_share=0.01, fullest_prefix=0.5
+        )
+
     def _codebook(self, codebook_id: str) -> sid_pb2.Codebook:
         state = sid_pb2.CODEBOOK_STATE_ACTIVE if codebook_id == self.active else sid_pb2.CODEBOOK_STATE_STANDBY
         return sid_pb2.Codebook(codebook_id=codebook_id, level_sizes=[8, 4, 16], embedding_dim=128, state=state)
+
+
+class TrainerStandIn(training_pb2_grpc.TrainingServiceServicer):
+    """Lists two policies, one a page; the older one is a channel's current one and writes the SIDs of "old"."""
+
+    async def ListPolicies(
+        self, request: training_pb2.ListPoliciesRequest, context: grpc.aio.ServicerContext
+    ) -> training_pb2.ListPoliciesResponse:
+        newer = training_pb2.Policy(policy=type_pb2.PolicyRef(policy_id="p2", codebook_id="new"), channels=["canary"])
+        older = training_pb2.Policy(policy=type_pb2.PolicyRef(policy_id="p1", codebook_id="old"), channels=["stable"])
+        if request.page_token:
+            return training_pb2.ListPoliciesResponse(policies=[older])
+        return training_pb2.ListPoliciesResponse(policies=[newer], next_page_token="more")
 
 
 @pytest.fixture
 async def sid_assigner() -> AsyncIterator[str]:
     server = grpc.aio.server()
     sid_pb2_grpc.add_SidServiceServicer_to_server(SidStandIn(), server)
+    training_pb2_grpc.add_TrainingServiceServicer_to_server(TrainerStandIn(), server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     yield f"127.0.0.1:{port}"
@@ -159,3 +190,30 @@ async def test_register_says_where_the_codebook_is_in_its_life(sid_assigner: str
     result = await asyncio.to_thread(CliRunner().invoke, codebook.app, ["register", "new", "--address", sid_assigner])
     assert result.exit_code == 0, result.output
     assert "new is standby, 8,4,16 codes" in result.output
+
+
+async def test_retire_refuses_what_any_channel_needs(sid_assigner: str) -> None:
+    command = ["retire", "old", "--address", sid_assigner, "--trainer", sid_assigner]
+    refused = await asyncio.to_thread(CliRunner().invoke, codebook.app, command)
+    assert refused.exit_code == 1
+    assert "old: the current policies of stable need it" in refused.output
+    forced = await asyncio.to_thread(CliRunner().invoke, codebook.app, [*command, "--force"])
+    assert (forced.exit_code, forced.output) == (0, "old is retired\n")
+
+
+async def test_drift_gives_null_for_what_is_not_known(sid_assigner: str) -> None:
+    async def drift(*options: str) -> str:
+        command = ["drift", *options, "--address", sid_assigner]
+        result = await asyncio.to_thread(CliRunner().invoke, codebook.app, command)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    old = json.loads(await drift("old", "--json"), parse_constant=no_constant)
+    assert (old["error_ratio"], old["far_share"], old["refit_for"]) == (None, None, ["fullest_prefix"])
+    new = json.loads(await drift("new", "--json"), parse_constant=no_constant)
+    assert (new["error_ratio"], new["refit_for"]) == (1.1, [])
+    assert "refit: fullest_prefix; unknown: error_ratio, far_share" in await drift("old")
+    assert "the newest 9 ads: no need to refit\n" in await drift("new")

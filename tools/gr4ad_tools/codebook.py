@@ -10,6 +10,7 @@ from typing import Annotated
 import grpc
 import typer
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_core.learning.data_folder import DataFolderError
 from gr4ad_core.learning.embedding import EncoderFolderError
 from gr4ad_runtime.channels import open_channel
@@ -21,10 +22,9 @@ from rich.table import Table
 from gr4ad_tools import train
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook_fit import ARTIFACT_FOLDER, FitOptions, fit_codebook_from_folder
-from gr4ad_tools.train import list_policies
 
 LIST_TIMEOUT_S = 30.0
-MOST_POLICIES = 1000
+POLICIES_A_PAGE = 1000
 REFIT_ABOVE = {"error_ratio": 1.25, "far_share": 0.05, "spilled_share": 0.05, "fullest_prefix": 0.9}
 """Rules of thumb: a quarter more is left over than at the fit, five times as many ads lie far off, one in twenty is
 away from its nearest prefix, or a prefix is all but full."""
@@ -88,10 +88,19 @@ async def channels_on(rspo_trainer_address: str, codebook_id: str) -> list[str]:
     Raises:
         grpc.aio.AioRpcError: The trainer did not answer.
     """
-    policies = await list_policies(rspo_trainer_address, MOST_POLICIES)
-    return sorted(
-        channel for policy in policies if policy.policy.codebook_id == codebook_id for channel in policy.channels
-    )
+    found: list[str] = []
+    async with open_channel(rspo_trainer_address) as channel:
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        # A channel's current policy may be older than any number of another one's.
+        request = training_pb2.ListPoliciesRequest(page_size=POLICIES_A_PAGE)
+        while True:
+            page = await stub.ListPolicies(request, timeout=LIST_TIMEOUT_S)
+            for policy in page.policies:
+                if policy.policy.codebook_id == codebook_id:
+                    found.extend(policy.channels)
+            if not page.next_page_token:
+                return sorted(found)
+            request.page_token = page.next_page_token
 
 
 async def list_codebooks(sid_assigner_address: str) -> list[sid_pb2.Codebook]:
@@ -222,19 +231,22 @@ def drift(
     except grpc.aio.AioRpcError as error:
         leave(describe(error, address))
     values = {
-        field: getattr(found, field) if found.HasField(field) else float("nan")  # type: ignore[arg-type]
+        field: getattr(found, field) if found.HasField(field) else None  # type: ignore[arg-type]
         for field in REFIT_ABOVE
     }
-    reached = [field for field, limit in REFIT_ABOVE.items() if values[field] > limit]
+    reached = [field for field, value in values.items() if value is not None and value > REFIT_ABOVE[field]]
     if as_json:
         shown = {"codebook_id": found.codebook_id, "ads": found.ads, **values, "refit_for": reached}
         print(json.dumps(shown, indent=2))
         return
     table = Table("figure", "value", "refit above")
-    for field, limit in REFIT_ABOVE.items():
-        table.add_row(field, f"{values[field]:.3f}", f"{limit:g}")
+    for field, value in values.items():
+        table.add_row(field, "unknown" if value is None else f"{value:.3f}", f"{REFIT_ABOVE[field]:g}")
     Console().print(table)
+    unknown = [field for field, value in values.items() if value is None]
     advice = f"refit: {', '.join(reached)}" if reached else "no need to refit"
+    if unknown:
+        advice += f"; unknown: {', '.join(unknown)}"
     typer.echo(f"{found.codebook_id}, the newest {found.ads} ads: {advice}")
 
 
