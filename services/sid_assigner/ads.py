@@ -42,7 +42,10 @@ class Ad:
     def signals(self) -> BusinessSignals:
         """Non-semantic signals behind the business code (method.md §1.2)."""
         return BusinessSignals(
-            conversion_type=self.conversion_type, advertiser_id=self.content.advertiser_id, product_id=self.ad_id
+            conversion_type=self.conversion_type,
+            ad_type=self.content.ad_type,
+            advertiser_id=self.content.advertiser_id,
+            product_id=self.ad_id,
         )
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from gr4ad_core.learning.data_folder import read_items
 from gr4ad_core.learning.embedding import EncoderFolderError
+from gr4ad_core.sid.business_code import BusinessLevel
 from gr4ad_core.sid.codebook import Codebook, load_codebook
 from gr4ad_core.sid.text_encoder import TextEncoder
 from gr4ad_tools import codebook_fit
-from gr4ad_tools.codebook_fit import FitOptions, content_of, fit_codebook_from_folder
+from gr4ad_tools.codebook_fit import FitOptions, content_of, fit_codebook_from_folder, signals_of
 from gr4ad_tools.simulate import Market
 
 SIZES = (16, 8, 8)
@@ -42,6 +43,30 @@ def test_learns_from_what_users_chose_together(market: Path, artifact_store_url:
     assert (tuned.holdout_events, plain.holdout_events) == (2, None)
     contents = [content_of(item) for item in read_items(market)]
     assert not np.allclose(tuned.encode_ads(contents), plain.encode_ads(contents), atol=0.1)
+
+
+def test_business_codes_show_the_signals_asked_for_in_a_level_that_holds_them(
+    market: Path, artifact_store_url: str
+) -> None:
+    signals = ("ad_type", "conversion_type")
+    fit_codebook_from_folder(
+        market, artifact_store_url, "both", FitOptions(content_only=True, business_signals=signals)
+    )
+    codebook = fitted(artifact_store_url, "both")
+    assert codebook.business == BusinessLevel(512, signals)
+    ads = [signals_of(item) for item in read_items(market)]
+    sids = codebook.assign(codebook.encode_ads([content_of(item) for item in read_items(market)]), ads, lambda _: set())
+    homes = [code in codebook.business.bucket_of(ad) for ad, code in zip(ads, sids[:, -1].tolist(), strict=True)]
+    assert np.mean(homes) > 0.9
+    assert len({ad.ad_type for ad in ads}) > 1
+
+
+def test_a_signal_that_is_none_is_refused_before_anything_is_fitted(
+    market: Path, artifact_store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TextEncoder, "fit", lambda *args: pytest.fail("fitted an encoder"))
+    with pytest.raises(ValueError, match="business_signals: colour: give some of"):
+        fit_codebook_from_folder(market, artifact_store_url, "odd", FitOptions(business_signals=("colour",)))
 
 
 def test_held_out_events_teach_nothing(market: Path) -> None:

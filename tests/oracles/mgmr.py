@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from gr4ad_core.sid.business_code import BusinessSignals, probe_codes
+from gr4ad_core.sid.business_code import BusinessLevel, BusinessSignals
 
 Prefix = tuple[int, ...]
 
@@ -36,7 +36,7 @@ def prefixes_by_length(levels: Sequence[np.ndarray], vector: np.ndarray) -> list
 
 def assign(
     levels: Sequence[np.ndarray],
-    business_size: int,
+    business: BusinessLevel,
     vectors: np.ndarray,
     signals: Sequence[BusinessSignals],
     taken: Callable[[Prefix], set[int]],
@@ -47,9 +47,7 @@ def assign(
     for vector, signal in zip(vectors, signals, strict=True):
         prefix = nearest_prefix(levels, vector)
         free = (
-            code
-            for code in probe_codes(signal, business_size)
-            if code not in taken(prefix) and (*prefix, code) not in used
+            code for code in business.probe_codes(signal) if code not in taken(prefix) and (*prefix, code) not in used
         )
         sids.append((*prefix, next(free)))
         used.add(sids[-1])

@@ -13,6 +13,7 @@ from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_core.learning.data_folder import DataFolderError
 from gr4ad_core.learning.embedding import EncoderFolderError
+from gr4ad_core.sid.business_code import SIGNAL_VALUES
 from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
@@ -125,6 +126,10 @@ def fit(
     level_sizes: Annotated[
         str, typer.Option(help="Codes of every level, the business level last: 1024,256,64. By the ads if left out.")
     ] = "",
+    business_signals: Annotated[
+        list[str],
+        typer.Option("--business-signal", help=f"In the high bits of business codes: {' or '.join(SIGNAL_VALUES)}."),
+    ] = ["conversion_type"],  # noqa: B006 (typer reads the default, nobody changes it)
     encoder: Annotated[
         Path | None,
         typer.Option(
@@ -143,7 +148,12 @@ def fit(
 ) -> None:
     """Fit a codebook to the ads of a data folder and publish it; an interrupted fit goes on where it was."""
     options = FitOptions(
-        seed=seed, level_sizes=_sizes(level_sizes), encoder=encoder, content_only=content_only, holdout_events=holdout
+        seed=seed,
+        level_sizes=_sizes(level_sizes),
+        business_signals=tuple(business_signals),
+        encoder=encoder,
+        content_only=content_only,
+        holdout_events=holdout,
     )
     columns = (TextColumn("{task.description:<8}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

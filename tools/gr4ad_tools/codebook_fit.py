@@ -11,7 +11,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from gr4ad_core.learning.data_folder import INTERACTIONS_FILE, Item, hold_out, r
 from gr4ad_core.learning.embedding import HuggingFaceEncoder, fit_head, tune_text_encoder
 from gr4ad_core.learning.swing import strongest, swing
 from gr4ad_core.sid.ad_content import AdContent, render
+from gr4ad_core.sid.business_code import BusinessSignals
 from gr4ad_core.sid.codebook import Codebook, CodebookConfig, default_level_sizes, fit_codebook, save_codebook
 from gr4ad_core.sid.cooccurrence_head import CooccurrenceHead
 from gr4ad_core.sid.text_encoder import TextEncoder
@@ -60,6 +61,7 @@ class FitOptions:
     Attributes:
         seed: Of every random choice.
         level_sizes: Codes of every level, the business level last; by the number of ads if None.
+        business_signals: Signals in the high bits of the business code.
         encoder: Hugging Face folder of the content encoder; the text encoder, fitted to the ads, if None.
         content_only: Whether to leave out what users choose together.
         holdout_events: Events at the end of every user's sequence that the co-occurrence must not know.
@@ -67,6 +69,7 @@ class FitOptions:
 
     seed: int = 0
     level_sizes: tuple[int, ...] | None = None
+    business_signals: tuple[str, ...] = ("conversion_type",)
     encoder: Path | None = None
     content_only: bool = False
     holdout_events: int = 0
@@ -94,7 +97,7 @@ def fit_codebook_from_folder(
         progress: Called with the name of the step under way and the share of the whole that is done.
 
     Raises:
-        ValueError: The id or a size is unusable.
+        ValueError: The id, a size or a business signal is unusable.
         DataFolderError: The folder cannot be used.
         EncoderFolderError: The encoder's folder cannot be used.
         Gr4adError: The artifact store holds another codebook of this id, or cannot be written.
@@ -125,6 +128,11 @@ def _fit(
     steps: FinishedSteps,
     report: OnProgress,
 ) -> tuple[Codebook, int]:
+    config = CodebookConfig(
+        level_sizes=options.level_sizes or default_level_sizes(len(items), len(options.business_signals)),
+        business_signals=options.business_signals,
+        seed=options.seed,
+    )
     texts = [render(content_of(item)) for item in items]
     report("encode", 0.05)
     encoder: TextEncoder | None = None
@@ -161,14 +169,9 @@ def _fit(
                 )
             )
     report("cluster", 0.6)
-    config = CodebookConfig(
-        level_sizes=options.level_sizes or default_level_sizes(len(items)),
-        embedding_dim=vectors_ND.shape[1],
-        seed=options.seed,
-    )
     codebook = fit_codebook(
         vectors_ND,
-        config,
+        replace(config, embedding_dim=vectors_ND.shape[1]),
         encoder,
         codebook_id,
         head,
@@ -207,6 +210,11 @@ def positive_pairs(data_dir: Path, holdout_events: int, seed: int) -> sparse.csr
 def content_of(item: Item) -> AdContent:
     """Return what an encoder reads of an item."""
     return AdContent(item.title, item.brand, item.categories, item.description, item.advertiser_id, item.ad_type)
+
+
+def signals_of(item: Item) -> BusinessSignals:
+    """Return what a business code is made of."""
+    return BusinessSignals(item.conversion_type, item.ad_type, item.advertiser_id, item.item_id)
 
 
 class FinishedSteps:

@@ -1,7 +1,7 @@
 """MGMR RQ-KMeans: a codebook that turns ads into semantic IDs (method.md §1.2).
 
     s_t = argmin_j ‖r_t − c_t,j‖²,   r_1 = z,  r_(t+1) = r_t − c_t,s_t                      semantic levels t < T
-    s_T = business code of (conversion type, advertiser, product), moved to a free one      last level
+    s_T = business code of (conversion type, account, product), moved to a free one         last level
 
 z is an ad's content vector, or what the co-occurrence head makes of it where the codebook has one.
 
@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from gr4ad_core.sid.ad_content import AdContent, render
 from gr4ad_core.sid.balanced_kmeans import SAMPLE_PER_CLUSTER, balanced_centroids, sample
-from gr4ad_core.sid.business_code import BusinessSignals, probe_codes
+from gr4ad_core.sid.business_code import BusinessLevel, BusinessSignals
 from gr4ad_core.sid.codebook_config import CodebookConfig, default_level_sizes
-from gr4ad_core.sid.codebook_file import ARRAYS_FILE, REFIT, CodebookFileError, read_folder, write_folder
+from gr4ad_core.sid.codebook_file import ARRAYS_FILE, MANIFEST_FILE, REFIT, CodebookFileError, read_folder, write_folder
 from gr4ad_core.sid.cooccurrence_head import CooccurrenceHead
 from gr4ad_core.sid.residual_search import nearest_prefixes, quantise
 from gr4ad_core.sid.text_encoder import TextEncoder
@@ -68,7 +68,7 @@ class Codebook:
         self,
         codebook_id: str,
         levels: Sequence[NDArray[np.float32]],
-        business_size: int,
+        business: BusinessLevel,
         encoder: TextEncoder | None,
         head: CooccurrenceHead | None = None,
     ) -> None:
@@ -77,7 +77,7 @@ class Codebook:
         Args:
             codebook_id: Name in the artifact store.
             levels: Centroids [V_t, D] of the semantic levels, coarse to fine.
-            business_size: Codes of the business level.
+            business: The business level.
             encoder: Encoder of the content vectors; None where callers send them.
             head: Moves content vectors to the vectors that the levels were fitted on; None where they are the same.
         """
@@ -89,12 +89,13 @@ class Codebook:
         self.fit_errors: FitErrors | None = None
         """What its levels left over when it was fitted; None where that is not known."""
         self._levels = tuple(levels)
-        self._business_size = business_size
+        self.business = business
+        """The last level."""
 
     @property
     def level_sizes(self) -> tuple[int, ...]:
         """Codes of every level, coarse to fine, the business level last."""
-        return (*map(len, self._levels), self._business_size)
+        return (*map(len, self._levels), self.business.size)
 
     @property
     def embedding_dim(self) -> int:
@@ -171,8 +172,8 @@ class Codebook:
     ) -> NDArray[np.int64]:
         """Return a free SID for each ad, int64 [N, T], no two alike.
 
-        An ad tries the codes of its nearest semantic prefix in the order of `probe_codes`, then the next-nearest
-        prefixes. Ads are served in the order given.
+        An ad tries the codes of its nearest semantic prefix in the order of `BusinessLevel.probe_codes`, then the
+        next-nearest prefixes. Ads are served in the order given.
 
         Args:
             embeddings: Content vectors [N, D].
@@ -181,7 +182,7 @@ class Codebook:
             semantic_codes: What `quantise` returns for the embeddings, if it has been asked already.
 
         Raises:
-            ValueError: A vector or a conversion type is unusable, or the lengths differ.
+            ValueError: A vector or a signal is unusable, or the lengths differ.
             CodebookFullError: Every SID of the codebook is taken.
         """
         embeddings = check_embeddings(embeddings, self.embedding_dim)
@@ -189,9 +190,9 @@ class Codebook:
             raise ValueError(f"signals: {len(signals)} for {len(embeddings)} vectors: give one for each vector")
         sids_NT = np.empty((len(embeddings), len(self.level_sizes)), dtype=np.int64)
         sids_NT[:, :-1] = self.quantise(embeddings) if semantic_codes is None else semantic_codes
-        used = _UsedCodes(taken)
+        used = _UsedCodes(self.business, taken)
         for row, prefix in enumerate(map(tuple, sids_NT[:, :-1].tolist())):
-            code = used.take(prefix, signals[row], self._business_size)
+            code = used.take(prefix, signals[row])
             if code is None:
                 prefix, code = self._spill(self.ad_vectors(embeddings[row : row + 1]), signals[row], used)
                 sids_NT[row, :-1] = prefix
@@ -209,11 +210,11 @@ class Codebook:
                 if prefix in tried:
                     continue
                 tried.add(prefix)
-                code = used.take(prefix, signals, self._business_size)
+                code = used.take(prefix, signals)
                 if code is not None:
                     return prefix, code
             if n >= n_prefixes:
-                total = n_prefixes * self._business_size
+                total = n_prefixes * self.business.size
                 raise CodebookFullError(f"all {total} SIDs of codebook {self.codebook_id!r} are taken")
             n *= 2
 
@@ -221,16 +222,17 @@ class Codebook:
 class _UsedCodes:
     """Business codes in use by prefix: those known before, and those given since."""
 
-    def __init__(self, taken: Callable[[tuple[int, ...]], set[int]]) -> None:
+    def __init__(self, business: BusinessLevel, taken: Callable[[tuple[int, ...]], set[int]]) -> None:
+        self._business = business
         self._taken = taken
         self._used: dict[tuple[int, ...], set[int]] = {}
 
-    def take(self, prefix: tuple[int, ...], signals: BusinessSignals, size: int) -> int | None:
+    def take(self, prefix: tuple[int, ...], signals: BusinessSignals) -> int | None:
         """Return the first free code under `prefix` in probing order and mark it, or None where there is none."""
         if prefix not in self._used:
             self._used[prefix] = set(self._taken(prefix))
         used = self._used[prefix]
-        for code in probe_codes(signals, size):
+        for code in self._business.probe_codes(signals):
             if code not in used:
                 used.add(code)
                 return code
@@ -281,7 +283,7 @@ def fit_codebook(
         # What is left over must be what `quantise` leaves, hence the nearest centroid and not the balanced label.
         residual_ND = residual_ND - centroids_VD[quantise((centroids_VD,), residual_ND)[:, 0]]
         levels.append(centroids_VD)
-    codebook = Codebook(codebook_id, levels, config.level_sizes[-1], encoder, head)
+    codebook = Codebook(codebook_id, levels, config.business, encoder, head)
     squares_N = np.einsum("nd,nd->n", residual_ND, residual_ND)
     codebook.fit_errors = FitErrors(float(squares_N.mean()), float(np.quantile(squares_N, 0.99)))
     return codebook
@@ -314,6 +316,7 @@ def save_codebook(codebook: Codebook, folder: Path | str) -> None:
         "codebook_id": codebook.codebook_id,
         "level_sizes": list(codebook.level_sizes),
         "embedding_dim": codebook.embedding_dim,
+        "business_signals": list(codebook.business.signals),
         "holdout_events": codebook.holdout_events,
         "fit_errors": None if codebook.fit_errors is None else asdict(codebook.fit_errors),
     }
@@ -344,7 +347,11 @@ def load_codebook(folder: Path | str) -> Codebook:
         head = CooccurrenceHead.from_arrays(parts) if parts else None
     except ValueError as error:
         raise CodebookFileError(path, "the arrays of an encoder and a head", str(error), REFIT) from error
-    codebook = Codebook(manifest["codebook_id"], levels, sizes[-1], encoder, head)
+    try:
+        business = BusinessLevel(sizes[-1], tuple(manifest["business_signals"]))
+    except ValueError as error:
+        raise CodebookFileError(str(Path(folder) / MANIFEST_FILE), "a business level", str(error), REFIT) from error
+    codebook = Codebook(manifest["codebook_id"], levels, business, encoder, head)
     codebook.holdout_events = manifest.get("holdout_events")
     errors = manifest.get("fit_errors")
     codebook.fit_errors = None if errors is None else FitErrors(**errors)

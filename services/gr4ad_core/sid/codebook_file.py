@@ -79,6 +79,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         found = f"format_version {manifest.get('format_version')!r}"
         remedy = "read it with the release that wrote it, or fit the codebook anew"
         raise CodebookFileError(str(path), f"format_version {FORMAT_VERSION}", found, remedy)
+    manifest.setdefault("business_signals", ["conversion_type"])  # before others could be configured
     for field, (meaning, holds) in FIELDS.items():
         if not holds(manifest.get(field)):
             raise CodebookFileError(str(path), f"{field} as {meaning}", repr(manifest.get(field)), REFIT)
@@ -93,6 +94,10 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _are_names(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_text, value))
+
+
 def _are_sizes(value: object) -> bool:
     return isinstance(value, list) and len(value) >= 2 and all(map(_is_size, value))
 
@@ -101,5 +106,6 @@ FIELDS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "codebook_id": ("a name", _is_text),
     "level_sizes": ("two or more positive sizes", _are_sizes),
     "embedding_dim": ("a positive number", _is_size),
+    "business_signals": ("names of signals", _are_names),
     "sha256": ("a hash in hex", _is_text),
 }

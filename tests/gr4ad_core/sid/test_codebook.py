@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gr4ad_core.sid.ad_content import AdContent, render
-from gr4ad_core.sid.business_code import CONVERSION_TYPES, BusinessSignals, bucket_of, probe_codes
+from gr4ad_core.sid.business_code import CONVERSION_TYPES, BusinessLevel, BusinessSignals
 from gr4ad_core.sid.codebook import (
     Codebook,
     CodebookConfig,
@@ -29,7 +29,8 @@ def vectors(n: int, seed: int = 0) -> np.ndarray:
 
 def signals(n: int) -> list[BusinessSignals]:
     return [
-        BusinessSignals(CONVERSION_TYPES[number % 5], f"account {number % 3}", f"ad {number}") for number in range(n)
+        BusinessSignals(CONVERSION_TYPES[number % 5], "product", f"account {number % 3}", f"ad {number}")
+        for number in range(n)
     ]
 
 
@@ -73,7 +74,7 @@ def test_assigns_like_one_ad_at_a_time(seed: int, n: int, used: dict[int, set[in
         return used.get(prefix[0], set())
 
     sids = codebook.assign(vectors(n, seed), signals(n), taken)
-    expected = oracle.assign(codebook.levels, 128, vectors(n, seed), signals(n), taken)
+    expected = oracle.assign(codebook.levels, codebook.business, vectors(n, seed), signals(n), taken)
     assert [tuple(sid) for sid in sids.tolist()] == expected
 
 
@@ -110,18 +111,18 @@ def test_spills_to_the_nearest_prefix_that_has_room() -> None:
 
 def test_one_creative_with_five_conversion_types_differs_in_the_business_code_only() -> None:
     codebook = fit((4, 3, 64))
-    campaigns = [BusinessSignals(kind, "acme", "serum") for kind in CONVERSION_TYPES]
+    campaigns = [BusinessSignals(kind, "product", "acme", "serum") for kind in CONVERSION_TYPES]
     sids = codebook.assign(np.repeat(vectors(1), 5, axis=0), campaigns, FREE)
     assert len({tuple(prefix) for prefix in sids[:, :-1].tolist()}) == 1
-    for kind, sid in zip(CONVERSION_TYPES, sids.tolist(), strict=True):
-        assert sid[-1] in bucket_of(kind, 64)
+    for campaign, sid in zip(campaigns, sids.tolist(), strict=True):
+        assert sid[-1] in BusinessLevel(64).bucket_of(campaign)
 
 
 def test_collisions_move_to_the_next_free_code_in_probing_order() -> None:
     codebook = fit((4, 3, 64))
-    alike = [BusinessSignals("lead", "acme", "serum")] * 10
+    alike = [BusinessSignals("lead", "product", "acme", "serum")] * 10
     sids = codebook.assign(np.repeat(vectors(1), 10, axis=0), alike, FREE)
-    assert sids[:, -1].tolist() == list(itertools.islice(probe_codes(alike[0], 64), 10))
+    assert sids[:, -1].tolist() == list(itertools.islice(BusinessLevel(64).probe_codes(alike[0]), 10))
 
 
 def test_leaves_what_the_callback_returned_as_it_was() -> None:

@@ -8,7 +8,7 @@ import pytest
 from gr4ad_core.learning.data_folder import read_items
 from gr4ad_core.metrics.sid_quality import sid_quality
 from gr4ad_core.sid.ad_content import AdContent, render
-from gr4ad_core.sid.business_code import BusinessSignals, bucket_of
+from gr4ad_core.sid.business_code import BusinessLevel, BusinessSignals
 from gr4ad_core.sid.codebook import CodebookConfig, default_level_sizes, fit_codebook
 from gr4ad_core.sid.text_encoder import TextEncoder
 
@@ -26,14 +26,14 @@ def test_tells_real_ads_apart() -> None:
     encoder = TextEncoder.fit(texts, config.embedding_dim, 0)
     vectors = encoder.encode(texts)
     codebook = fit_codebook(vectors, config, encoder)
-    signals = [BusinessSignals(i.conversion_type, i.advertiser_id, i.item_id) for i in items]
+    signals = [BusinessSignals(i.conversion_type, i.ad_type, i.advertiser_id, i.item_id) for i in items]
     sids = codebook.assign(vectors, signals, lambda prefix: set())
 
     quality = sid_quality(sids, sizes)
     assert (quality.cpr, quality.col) == (1.0, 0.0)
     # Creatives are told apart by content; business codes only finish the job, in their own bucket.
     assert sid_quality(sids[:, :2], sizes[:2]).cpr < 1.5
-    bucket = bucket_of("purchase", sizes[2])
+    bucket = BusinessLevel(sizes[2]).bucket_of(signals[0])
     assert ((sids[:, 2] >= bucket.start) & (sids[:, 2] < bucket.stop)).mean() > 0.99
     # Codes are used evenly, although ads take the nearest centroid.
     first = np.bincount(sids[:, 0], minlength=sizes[0])

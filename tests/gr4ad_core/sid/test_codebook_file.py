@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gr4ad_core.sid.business_code import BusinessLevel
 from gr4ad_core.sid.codebook import (
     Codebook,
     CodebookConfig,
@@ -20,7 +21,7 @@ TEXTS = [f"{colour} {thing}" for colour in ("red", "blue", "green") for thing in
 @pytest.fixture
 def codebook() -> Codebook:
     encoder = TextEncoder.fit(TEXTS, 5, 0)
-    config = CodebookConfig(level_sizes=(4, 3, 8), embedding_dim=5)
+    config = CodebookConfig(level_sizes=(4, 3, 8), business_signals=("ad_type",), embedding_dim=5)
     return fit_codebook(encoder.encode(TEXTS), config, encoder, "spring")
 
 
@@ -33,6 +34,7 @@ def folder(tmp_path: Path, codebook: Codebook) -> Path:
 def test_comes_back_as_it_was(folder: Path, codebook: Codebook) -> None:
     loaded = load_codebook(folder)
     assert (loaded.codebook_id, loaded.level_sizes, loaded.embedding_dim) == ("spring", (4, 3, 8), 5)
+    assert loaded.business == BusinessLevel(8, ("ad_type",))
     assert loaded.encoder is not None
     new = ["a purple hat", "unknown words"]
     np.testing.assert_array_equal(loaded.encoder.encode(new), codebook.encoder.encode(new))  # type: ignore[union-attr]
@@ -46,12 +48,21 @@ def test_needs_no_encoder(tmp_path: Path) -> None:
     assert load_codebook(tmp_path).encoder is None
 
 
+def test_before_signals_could_be_configured_it_was_the_conversion_type(folder: Path) -> None:
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["business_signals"]
+    path.write_text(json.dumps(manifest))
+    assert load_codebook(folder).business == BusinessLevel(8, ("conversion_type",))
+
+
 def test_manifest_says_what_the_file_is(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest.keys() == {
         "codebook_id",
         "level_sizes",
         "embedding_dim",
+        "business_signals",
         "sha256",
         "format_version",
         "holdout_events",
@@ -92,6 +103,8 @@ def test_refuses_a_missing_file(folder: Path, tmp_path: Path) -> None:
         ("level_sizes", [4, 3, 2, 8], r"expected level2 of shape \(2, 5\), found \(0,\)"),
         ("embedding_dim", 6, r"expected level0 of shape \(4, 6\), found \(4, 5\)"),
         ("codebook_id", "", "expected codebook_id"),
+        ("business_signals", [], r"expected business_signals .* found \[\]"),
+        ("business_signals", ["bid"], "manifest.json: expected a business level, found business_signals: bid"),
         ("sha256", None, "expected sha256"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from gr4ad_core.learning.data_folder import read_items
-from gr4ad_core.sid.ad_content import render
+from gr4ad_core.sid.ad_content import AD_TYPES, render
 from gr4ad_core.sid.business_code import CONVERSION_TYPES, BusinessSignals
 from gr4ad_core.sid.text_encoder import TextEncoder
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class AdVectors:
 
     Attributes:
         vectors_ND: Content of each ad, float32.
-        conversion_types_N: Numbers of `CONVERSION_TYPES`.
+        conversion_types_N: Numbers of `CONVERSION_TYPES`; nothing here depends on ad types, so all are alike.
         advertiser_ids: Account of each ad.
         product_ids: Product of each ad.
     """
@@ -55,7 +55,7 @@ class AdVectors:
         """Return the business signals of some ads."""
         kinds = self.conversion_types_N[rows.start : rows.stop].tolist()
         return [
-            BusinessSignals(CONVERSION_TYPES[kind], self.advertiser_ids[row], self.product_ids[row])
+            BusinessSignals(CONVERSION_TYPES[kind], AD_TYPES[0], self.advertiser_ids[row], self.product_ids[row])
             for row, kind in zip(rows, kinds, strict=True)
         ]
 

@@ -33,7 +33,6 @@ from gr4ad_core.learning.sampling import AdTable, TrainingSet
 from gr4ad_core.learning.swing import strongest, swing
 from gr4ad_core.learning.trainer import train_vsl
 from gr4ad_core.sid.ad_content import render
-from gr4ad_core.sid.business_code import BusinessSignals
 from gr4ad_core.sid.codebook import CodebookConfig, default_level_sizes, fit_codebook
 from gr4ad_core.sid.text_encoder import TextEncoder
 from numpy.typing import NDArray
@@ -43,7 +42,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from gr4ad_tools import figures
 from gr4ad_tools.bootstrap import UserSums, bootstrap_ratio
 from gr4ad_tools.call_error import leave
-from gr4ad_tools.codebook_fit import EMBEDDING_DIM, POSITIVES, content_of
+from gr4ad_tools.codebook_fit import EMBEDDING_DIM, POSITIVES, content_of, signals_of
 from gr4ad_tools.codebook_report.quality import pair_recall
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
@@ -109,10 +108,9 @@ def measure(setting: Setting, arm: str, seed: int) -> dict[str, dict[str, bool]]
         return found
     sizes = default_level_sizes(len(items))
     codebook = fit_codebook(vectors_ND, CodebookConfig(level_sizes=sizes, embedding_dim=vectors_ND.shape[1], seed=seed))
-    signals = [BusinessSignals(item.conversion_type, item.advertiser_id, item.item_id) for item in items]
     ads = AdTable(
         ad_ids=[item.item_id for item in items],
-        sids=codebook.assign(vectors_ND, signals, lambda prefix: set()),
+        sids=codebook.assign(vectors_ND, [signals_of(item) for item in items], lambda prefix: set()),
         bid_micros=np.array([item.bid_micros for item in items]),
         conversion_types=[item.conversion_type for item in items],
     )

@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from gr4ad_core.learning.data_folder import DataFolderError, Item, read_interactions, read_items
+from gr4ad_core.learning.embedding import EncoderFolderError, HuggingFaceEncoder
 from gr4ad_core.metrics.sid_quality import sid_quality
-from gr4ad_core.sid.business_code import BusinessSignals
+from gr4ad_core.sid.ad_content import render
 from gr4ad_core.sid.codebook import Codebook, CodebookFileError, load_codebook
+from gr4ad_core.sid.text_encoder import TextEncoder
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.errors import Gr4adError
 from numpy.typing import NDArray
@@ -24,7 +26,7 @@ from rich.console import Console
 
 from gr4ad_tools import figures
 from gr4ad_tools.call_error import leave
-from gr4ad_tools.codebook_fit import ARTIFACT_FOLDER, content_of
+from gr4ad_tools.codebook_fit import ARTIFACT_FOLDER, content_of, signals_of
 from gr4ad_tools.codebook_report import quality
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.leave_one_out import leave_one_out
@@ -41,8 +43,8 @@ TILES = {
     "cpr": "ads per SID",
     "col": "colliding ads",
     "spilled": "ads away from their nearest prefix",
-    "cobought_recall@10_content": "held-out co-bought ad is among the ten nearest",
-    "cobought_recall@10_head": "held-out co-bought ad is among the ten nearest",
+    "cobought_recall@10_content": "held-out co-bought ad is among the ten nearest, by content alone",
+    "cobought_recall@10_head": "the same, with what users choose together",
 }
 
 
@@ -53,6 +55,12 @@ def report_command(
     ] = "./out/artifacts",
     codebook_id: Annotated[str, typer.Option("--id", help="The codebook.")] = "codebook",
     seed: Annotated[int, typer.Option(min=0, help="Of the ads drawn to be shown.")] = 0,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, file_okay=False, help="Hugging Face folder that the codebook was fitted with, if any."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of summary.json and report.html.")] = Path("out/codebook-report"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
@@ -62,12 +70,15 @@ def report_command(
             name = f"{ARTIFACT_FOLDER}/{codebook_id}"
             codebook = load_codebook(ArtifactStore(artifacts).fetch_folder(name, Path(scratch) / "codebook"))
         items = read_items(data_dir)
-        content_ND = codebook.encode_ads([content_of(item) for item in items])
+        ads = [content_of(item) for item in items]
+        texts = [render(ad) for ad in ads]
+        content_ND = codebook.encode_ads(ads) if encoder is None else HuggingFaceEncoder(encoder).encode(texts)
         sids_NT = first_sids(codebook, items, content_ND)
         pairs_M2 = held_out_pairs(data_dir, items)
-    except (ValueError, DataFolderError, CodebookFileError, Gr4adError) as error:
+    except (ValueError, DataFolderError, EncoderFolderError, CodebookFileError, Gr4adError) as error:
         leave(str(error))
-    found = codebook_figures(codebook, content_ND, sids_NT, pairs_M2)
+    found = codebook_figures(codebook, content_ND, sids_NT)
+    found |= recall_figures(codebook, texts, content_ND, pairs_M2, seed)
     document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed, codebook_id=codebook_id)
     out.mkdir(parents=True, exist_ok=True)
     figures.write_json(out / "summary.json", document)
@@ -78,7 +89,7 @@ def report_command(
         document,
         title=f"Codebook {codebook_id}",
         subtitle=f"{data_dir.resolve().name} · levels {', '.join(map(str, codebook.level_sizes))}, the last for "
-        f"business codes · vectors of {codebook.embedding_dim} numbers",
+        f"business codes by {' and '.join(codebook.business.signals)} · vectors of {codebook.embedding_dim} numbers",
         tiles=TILES,
         sections=_sections(codebook, items, content_ND, sids_NT),
         neighbours=_neighbours(items, sids_NT, seed),
@@ -93,8 +104,7 @@ def report_command(
 
 def first_sids(codebook: Codebook, items: Sequence[Item], content_ND: NDArray[np.float32]) -> NDArray[np.int64]:
     """Return the SIDs [N, T] that the ads get when they are the first under the codebook, in their order."""
-    signals = [BusinessSignals(item.conversion_type, item.advertiser_id, item.item_id) for item in items]
-    return codebook.assign(content_ND, signals, lambda prefix: set())
+    return codebook.assign(content_ND, [signals_of(item) for item in items], lambda prefix: set())
 
 
 def held_out_pairs(data_dir: Path, items: Sequence[Item]) -> NDArray[np.int64]:
@@ -108,9 +118,9 @@ def held_out_pairs(data_dir: Path, items: Sequence[Item]) -> NDArray[np.int64]:
 
 
 def codebook_figures(
-    codebook: Codebook, content_ND: NDArray[np.float32], sids_NT: NDArray[np.int64], pairs_M2: NDArray[np.int64]
+    codebook: Codebook, content_ND: NDArray[np.float32], sids_NT: NDArray[np.int64]
 ) -> dict[str, Figure]:
-    """Return all figures of a codebook on a catalogue."""
+    """Return how a codebook tells the ads of a catalogue apart, and what it leaves over."""
     n = len(sids_NT)
     told_apart = sid_quality(sids_NT, codebook.level_sizes)
     spilled = int((sids_NT[:, :-1] != codebook.quantise(content_ND)).any(axis=1).sum())
@@ -125,9 +135,33 @@ def codebook_figures(
         found[f"fullest_code_level_{level}"] = Figure(share, "times an even share", n)
     for level, left in enumerate(quality.reconstruction_errors(codebook, content_ND), start=1):
         found[f"reconstruction_error_level_{level}"] = Figure(left, "share of squared length", n)
-    if codebook.holdout_events is None or codebook.holdout_events >= HELD_OUT:
-        kind = "content" if codebook.holdout_events is None else "head"
-        found |= cobought_figures(codebook.ad_vectors(content_ND), pairs_M2, kind)
+    return found
+
+
+def recall_figures(
+    codebook: Codebook,
+    texts: Sequence[str],
+    content_ND: NDArray[np.float32],
+    pairs_M2: NDArray[np.int64],
+    seed: int,
+) -> dict[str, Figure]:
+    """Return the recall of held-out pairs by content alone, and by what was learned from users where that is fair.
+
+    Args:
+        codebook: The codebook.
+        texts: The ads as encoders read them.
+        content_ND: Their vectors before the codebook's head.
+        pairs_M2: Pairs of ads.
+        seed: Of the text encoder that content alone is read by where the codebook's own is tuned.
+    """
+    if codebook.holdout_events is None:
+        return cobought_figures(content_ND, pairs_M2, "content")
+    untuned_ND = content_ND
+    if codebook.head is None:
+        untuned_ND = TextEncoder.fit(texts, codebook.embedding_dim, seed).encode(texts)
+    found = cobought_figures(untuned_ND, pairs_M2, "content")
+    if codebook.holdout_events >= HELD_OUT:
+        found |= cobought_figures(codebook.ad_vectors(content_ND), pairs_M2, "head")
     return found
 
 
