@@ -1,0 +1,152 @@
+"""POST /openrtb2/bid: an OpenRTB 2.6 bid request over HTTP, answered within its tmax."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from http import HTTPStatus
+from typing import Any, Final
+
+from gr4ad_runtime import semconv
+from gr4ad_runtime.errors import DeadlineExceededError, Gr4adError, InvalidArgumentError
+from gr4ad_runtime.log import get_logger
+from gr4ad_runtime.telemetry import meter, tracer
+from gr4ad_runtime.validation import validate
+from opentelemetry.propagate import extract
+from opentelemetry.trace import SpanKind
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ad_generator.arrival import Arrival
+from ad_generator.bid_request import BidRequest, parse_bid_request
+from ad_generator.kserve_model import Generate
+from ad_generator.openrtb import (
+    AdvertiserOf,
+    NoBidReason,
+    budget_us,
+    has_user,
+    open_impressions,
+    to_bid_response,
+    to_message,
+    to_no_bid,
+)
+
+PATH: Final = "/openrtb2/bid"
+VERSION_HEADER: Final = "x-openrtb-version"
+VERSION: Final = "2.6"
+LONGEST_ID: Final = 80
+"""Of a bid request's id, as many characters as a list's id carries beside 32 random ones."""
+
+log = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is sent back: a status, its content (None for none), and for the metrics what became of the request."""
+
+    status: HTTPStatus
+    content: dict[str, Any] | None
+    outcome: str
+
+
+class BidEndpoint:
+    """Answers bid requests with the generator's candidates.
+
+    Whatever stands in the way of a bid, an overload included, is a no-bid; only a request that is wrong in itself is an
+    error.
+    """
+
+    def __init__(
+        self,
+        generate: Generate,
+        advertiser_of: AdvertiserOf,
+        *,
+        currency: str,
+        margin_us: int,
+        default_budget_us: int,
+    ) -> None:
+        """Wire the parts.
+
+        Args:
+            generate: Answers a request of the typed contract, and logs its list.
+            advertiser_of: Tells the account of an ad.
+            currency: That of the accounts, ISO 4217.
+            margin_us: What of a request's tmax is kept back for the network.
+            default_budget_us: Time of a request without tmax.
+        """
+        self._generate = generate
+        self._advertiser_of = advertiser_of
+        self._currency = currency
+        self._margin_us = margin_us
+        self._default_budget_us = default_budget_us
+        self._answers = meter(__name__).create_counter(
+            semconv.METRIC_BID_REQUESTS, "{request}", "OpenRTB bid requests, by what became of them."
+        )
+
+    async def post(self, request: Request) -> Response:
+        """Answer an HTTP request."""
+        with tracer(__name__).start_as_current_span(
+            semconv.SPAN_ANSWER_BID_REQUEST, context=extract(request.headers), kind=SpanKind.SERVER
+        ):
+            answer = await self.answer(request)
+        self._answers.add(1, {semconv.OUTCOME: answer.outcome})
+        headers = {VERSION_HEADER: VERSION}
+        if answer.content is None:
+            return Response(status_code=answer.status, headers=headers)
+        content = json.dumps(answer.content, separators=(",", ":"))
+        return Response(content, answer.status, headers, media_type="application/json")
+
+    async def answer(self, request: Request) -> Answer:
+        """Read a request and answer it."""
+        try:
+            arrival = Arrival.of_headers(request.headers)
+            _check_headers(request.headers)
+            bid_request = parse_bid_request(await request.body())
+            return await self._bid(bid_request, replace(arrival, test=bid_request.test == 1))
+        except InvalidArgumentError as error:
+            return Answer(HTTPStatus.BAD_REQUEST, {"error": error.message}, "invalid")
+
+    async def _bid(self, request: BidRequest, arrival: Arrival) -> Answer:
+        imps = open_impressions(request, self._currency)
+        if not imps:
+            return NOTHING_TO_BID
+        if not has_user(request):
+            return _no_bid(request, NoBidReason.UNMATCHED_USER)
+        budget = budget_us(request, self._margin_us, self._default_budget_us)
+        left_us = budget - arrival.elapsed_us()
+        if left_us <= 0:
+            return _no_bid(request, NoBidReason.INSUFFICIENT_AUCTION_TIME)
+        request_id = f"{request.id[:LONGEST_ID]}-{uuid.uuid4().hex}"
+        message = to_message(request, imps, request_id, left_us)
+        validate(message)
+        try:
+            # The queue gives up a request whose time is over; a model call under way goes on, but is not waited for.
+            async with asyncio.timeout(left_us * 1e-6):
+                response = await self._generate(message, arrival)
+        except (DeadlineExceededError, TimeoutError):
+            return _no_bid(request, NoBidReason.INSUFFICIENT_AUCTION_TIME)
+        except Gr4adError as error:
+            log.debug("no bid", error=error.message)
+            return _no_bid(request, NoBidReason.TECHNICAL_ERROR)
+        content = to_bid_response(request, imps, request_id, response, self._advertiser_of, self._currency)
+        return NOTHING_TO_BID if content is None else Answer(HTTPStatus.OK, content, "bid")
+
+
+NOTHING_TO_BID: Final = Answer(HTTPStatus.NO_CONTENT, None, "nothing to bid")
+
+
+def _no_bid(request: BidRequest, reason: NoBidReason) -> Answer:
+    return Answer(HTTPStatus.OK, to_no_bid(request, reason), reason.name.lower().replace("_", " "))
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    """Refuse what the body cannot be read by."""
+    version = headers.get(VERSION_HEADER, VERSION)
+    if not version.startswith("2."):
+        raise InvalidArgumentError(VERSION_HEADER, version, "send a bid request of OpenRTB 2.x")
+    encoding = headers.get("content-encoding", "identity")
+    if encoding != "identity":
+        raise InvalidArgumentError("content-encoding", encoding, "send the body uncompressed")
