@@ -37,6 +37,8 @@ from ad_generator.openrtb import (
 PATH: Final = "/openrtb2/bid"
 VERSION_HEADER: Final = "x-openrtb-version"
 VERSION: Final = "2.6"
+LARGEST_BODY: Final = 2**20
+"""Bytes; a usual bid request has some thousand."""
 LONGEST_ID: Final = 80
 """Of a bid request's id, as many characters as a list's id carries beside 32 random ones."""
 
@@ -104,7 +106,7 @@ class BidEndpoint:
         try:
             arrival = Arrival.of_headers(request.headers)
             _check_headers(request.headers)
-            bid_request = parse_bid_request(await request.body())
+            bid_request = parse_bid_request(await _body_of(request))
             return await self._bid(bid_request, replace(arrival, test=bid_request.test == 1))
         except InvalidArgumentError as error:
             return Answer(HTTPStatus.BAD_REQUEST, {"error": error.message}, "invalid")
@@ -140,6 +142,15 @@ NOTHING_TO_BID: Final = Answer(HTTPStatus.NO_CONTENT, None, "nothing to bid")
 
 def _no_bid(request: BidRequest, reason: NoBidReason) -> Answer:
     return Answer(HTTPStatus.OK, to_no_bid(request, reason), reason.name.lower().replace("_", " "))
+
+
+async def _body_of(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > LARGEST_BODY:
+            raise InvalidArgumentError("body", f"{len(body)} bytes so far", f"send at most {LARGEST_BODY}")
+    return bytes(body)
 
 
 def _check_headers(headers: Mapping[str, str]) -> None:

@@ -177,6 +177,8 @@ async def test_nothing_is_computed_where_no_bid_could_be_made(suite: Suite) -> N
     ("body", "headers", "said"),
     [
         (b'{"id": "auction", "imp": [', {}, "body: 26 bytes: Invalid JSON"),
+        (b"[" * 2**20, {}, "body: 1048576 bytes: Invalid JSON"),
+        (b"[" * (2**20 + 1), {}, "body: 1048577 bytes so far: send at most 1048576"),
         (bid_request(tmax=-5), {}, "tmax: -5: "),
         (bid_request(imp=[{"banner": {}}]), {}, "imp[0].id: missing"),
         (bid_request(), {"gr4ad-bucket": "100"}, "gr4ad-bucket: 100: "),

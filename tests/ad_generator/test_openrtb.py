@@ -19,6 +19,7 @@ from ad_generator.openrtb import (
 )
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.type.v1 import type_pb2
+from gr4ad_runtime.errors import InvalidArgumentError
 from gr4ad_runtime.validation import validate
 from hypothesis import given
 from hypothesis import strategies as st
@@ -283,6 +284,53 @@ def test_every_bid_keeps_the_rules_and_none_is_missing(
         taken |= expected
     assert len(found) == len(taken)
     assert all(seat == seat_of[ad] for _, ad, seat in found)
+
+
+JUNK = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4) | st.just("x" * 200),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=4,
+)
+WHOLE: dict[str, Any] = {
+    "id": "a1",
+    "imp": [{"id": "1", "bidfloor": 0.1, "pmp": {"private_auction": 0}, "ext": {"gr4ad": {"bids": 2}}}],
+    "user": {"id": "u", "keywords": "k", "data": [{"name": "d", "segment": [{"id": "s", "value": "v"}]}], **PAST},
+    "site": {"domain": "d", "cat": ["c"]},
+    "device": {"os": "o", "geo": {"country": "c"}},
+    "regs": {"gdpr": 0},
+    "tmax": 100,
+    "cur": ["USD"],
+    "badv": ["b"],
+}
+
+
+def replace_somewhere(value: Any, draw: Any) -> Any:
+    """Return a copy with one part, however deep, replaced by junk."""
+    if not value or not isinstance(value, dict | list) or draw(st.integers(0, 4)) == 0:
+        return draw(JUNK)
+    if isinstance(value, list):
+        return [replace_somewhere(value[0], draw), *value[1:]]
+    key = draw(st.sampled_from(sorted(value)))
+    return {**value, key: replace_somewhere(value[key], draw)}
+
+
+@given(st.data())
+def test_whatever_comes_is_refused_by_name_or_keeps_the_typed_contract(data: st.DataObject) -> None:
+    body = json.dumps(replace_somewhere(WHOLE, data.draw)).encode()
+    refused = ""
+    try:
+        request = parse_bid_request(body)
+    except InvalidArgumentError as error:
+        refused = error.field
+    if refused:
+        assert refused.split(".")[0].split("[")[0] in {"body", *WHOLE}
+        return
+    if has_user(request):
+        translated = to_message(request, request.imp, "a1-x", 80_000)
+        validate(translated)
+        assert generation_pb2.GenerateAdsRequest.FromString(translated.SerializeToString()) == translated
+    made = to_bid_response(request, request.imp, "a1-x", candidates(5, 10**9), lambda ad_id: "shop", "USD")
+    assert made is None or json.loads(json.dumps(made))["id"] == request.id
 
 
 def test_a_no_bid_tells_its_reason() -> None:
