@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from http import HTTPStatus
@@ -38,7 +39,7 @@ PATH: Final = "/openrtb2/bid"
 VERSION_HEADER: Final = "x-openrtb-version"
 VERSION: Final = "2.6"
 LARGEST_BODY: Final = 2**20
-"""Bytes; a usual bid request has some thousand."""
+"""Bytes, unpacked; a usual bid request has some thousand."""
 LONGEST_ID: Final = 80
 """Of a bid request's id, as many characters as a list's id carries beside 32 random ones."""
 
@@ -105,7 +106,7 @@ class BidEndpoint:
         """Read a request and answer it."""
         try:
             arrival = Arrival.of_headers(request.headers)
-            _check_headers(request.headers)
+            _check_version(request.headers)
             bid_request = parse_bid_request(await _body_of(request))
             return await self._bid(bid_request, replace(arrival, test=bid_request.test == 1))
         except InvalidArgumentError as error:
@@ -145,19 +146,33 @@ def _no_bid(request: BidRequest, reason: NoBidReason) -> Answer:
 
 
 async def _body_of(request: Request) -> bytes:
+    """Return the body, unpacked where it is said to be packed (OpenRTB 2.6 §2.4)."""
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LARGEST_BODY:
-            raise InvalidArgumentError("body", f"{len(body)} bytes so far", f"send at most {LARGEST_BODY}")
-    return bytes(body)
+        _check_size(body)
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding == "identity":
+        return bytes(body)
+    if encoding != "gzip":
+        raise InvalidArgumentError("content-encoding", encoding, "send gzip, or leave the header out")
+    unpacker = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        content = unpacker.decompress(body, LARGEST_BODY + 1)
+    except zlib.error as error:
+        raise InvalidArgumentError("body", f"{len(body)} bytes", f"{error}: send gzip, as the header says") from error
+    _check_size(content)
+    if not unpacker.eof:
+        raise InvalidArgumentError("body", f"{len(body)} bytes", "the gzip stream has no end: send all of it")
+    return content
 
 
-def _check_headers(headers: Mapping[str, str]) -> None:
-    """Refuse what the body cannot be read by."""
+def _check_size(body: bytes | bytearray) -> None:
+    if len(body) > LARGEST_BODY:
+        raise InvalidArgumentError("body", f"more than {LARGEST_BODY} bytes", "send fewer")
+
+
+def _check_version(headers: Mapping[str, str]) -> None:
     version = headers.get(VERSION_HEADER, VERSION)
     if not version.startswith("2."):
         raise InvalidArgumentError(VERSION_HEADER, version, "send a bid request of OpenRTB 2.x")
-    encoding = headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise InvalidArgumentError("content-encoding", encoding, "send the body uncompressed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import urllib.error
@@ -105,6 +106,18 @@ async def test_bids_are_the_candidates_of_the_typed_contract_and_are_logged(suit
     assert logged.latency_us > 0
 
 
+async def test_a_packed_request_is_the_same_request(suite: Suite) -> None:
+    plain = json.dumps(bid_request()).encode()
+    async with exchange(suite.model.bid) as ssp:
+        answers = [
+            await ssp.post(body, **headers)
+            for body, headers in ((plain, {}), (gzip.compress(plain), {"content-encoding": "gzip"}))
+        ]
+    one, other = ([bid["adid"] for bid in bids_of(answer)] for _, answer in answers)
+    assert one == other
+    assert len(one) == 5
+
+
 async def test_the_same_auction_twice_is_two_lists(suite: Suite) -> None:
     async with exchange(suite.model.bid) as ssp:
         answers = [(await ssp.post(bid_request(id="x" * 200)))[1] for _ in range(2)]
@@ -178,12 +191,15 @@ async def test_nothing_is_computed_where_no_bid_could_be_made(suite: Suite) -> N
     [
         (b'{"id": "auction", "imp": [', {}, "body: 26 bytes: Invalid JSON"),
         (b"[" * 2**20, {}, "body: 1048576 bytes: Invalid JSON"),
-        (b"[" * (2**20 + 1), {}, "body: 1048577 bytes so far: send at most 1048576"),
+        (b"[" * (2**20 + 1), {}, "body: more than 1048576 bytes: "),
+        (gzip.compress(b"[" * (2**20 + 1)), {"content-encoding": "gzip"}, "body: more than 1048576 bytes: "),
+        (gzip.compress(b"[" * 100)[:-9], {"content-encoding": "gzip"}, "the gzip stream has no end"),
+        (b"{}", {"content-encoding": "gzip"}, "send gzip, as the header says"),
         (bid_request(tmax=-5), {}, "tmax: -5: "),
         (bid_request(imp=[{"banner": {}}]), {}, "imp[0].id: missing"),
         (bid_request(), {"gr4ad-bucket": "100"}, "gr4ad-bucket: 100: "),
         (bid_request(), {"x-openrtb-version": "3.0"}, "x-openrtb-version: 3.0: send a bid request of OpenRTB 2.x"),
-        (bid_request(), {"content-encoding": "gzip"}, "content-encoding: gzip: send the body uncompressed"),
+        (bid_request(), {"content-encoding": "br"}, "content-encoding: br: send gzip, or leave the header out"),
     ],
 )
 async def test_a_wrong_request_is_refused_by_name(
