@@ -1,4 +1,4 @@
-"""One request from its arrival to its answer; the typed contract and the Open Inference Protocol both come here."""
+"""One request from its arrival to its answer; every protocol comes here."""
 
 from __future__ import annotations
 
