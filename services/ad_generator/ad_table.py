@@ -6,6 +6,7 @@ read from an older index is still true.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -31,7 +32,7 @@ class TableView:
 
 
 class AdTable:
-    """Maps ads to slots, SIDs and states; changed by one thread, read by any."""
+    """Maps ads to slots, SIDs, accounts and states; changed by one thread, read by any."""
 
     def __init__(self, level_sizes: tuple[int, ...]) -> None:
         """Make an empty table of SIDs of a codebook with such levels."""
@@ -40,6 +41,7 @@ class AdTable:
         """Ad of every slot."""
         self.live_slots: set[int] = set()
         """Slots of the ads that may be shown at this moment; the same as `live`, for single look-ups."""
+        self._advertiser_ids: list[str] = []
         self._slots: dict[str, int] = {}
         self._sids = np.zeros((FIRST_CAPACITY, len(level_sizes)), np.int64)
         self._live = np.zeros(FIRST_CAPACITY, np.bool_)
@@ -61,7 +63,7 @@ class AdTable:
             live = entry.state == sid_pb2.AD_STATE_ACTIVE
             slot = self._slots.get(entry.ad_id)
             if slot is None:
-                slot = self._append(entry.ad_id, entry.sid.codes)
+                slot = self._append(entry.ad_id, entry.sid.codes, entry.advertiser_id)
             if (slot in self.live_slots) != live:
                 self._live[slot] = live
                 (self.live_slots.add if live else self.live_slots.discard)(slot)
@@ -98,6 +100,11 @@ class AdTable:
         slot = self._slots.get(ad_id)
         return slot in self.live_slots
 
+    def advertiser_of(self, ad_id: str) -> str | None:
+        """Return the account that pays for an ad, which never changes; None for an ad that the table does not know."""
+        slot = self._slots.get(ad_id)
+        return None if slot is None else self._advertiser_ids[slot]
+
     def view(self) -> TableView:
         """Return the arrays of all slots given so far."""
         size = len(self.ad_ids)
@@ -113,7 +120,7 @@ class AdTable:
             before, slots = self._flips = (before + len(slots) - most, slots[-most:])
         slots.append(slot)
 
-    def _append(self, ad_id: str, codes: Sequence[int]) -> int:
+    def _append(self, ad_id: str, codes: Sequence[int], advertiser_id: str) -> int:
         sizes = self.level_sizes
         if len(codes) != len(sizes) or not all(code < size for code, size in zip(codes, sizes, strict=True)):
             raise ValueError(f"sid of ad {ad_id}: {list(codes)}: give codes from 0 to below {sizes}")
@@ -123,5 +130,6 @@ class AdTable:
             self._live = np.concatenate([self._live, np.zeros_like(self._live)])
         self._sids[slot] = codes
         self.ad_ids.append(ad_id)
+        self._advertiser_ids.append(sys.intern(advertiser_id))  # an account has many ads
         self._slots[ad_id] = slot  # last, since from here on other threads find the slot
         return slot

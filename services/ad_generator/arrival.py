@@ -29,11 +29,13 @@ class Arrival:
         at: When, on `time.monotonic`'s clock.
         time_remaining_s: Until the call's own deadline; None where it has none.
         bucket: The user's bucket in an A/B split, 0 to 99; None where the caller sent none.
+        test: Whether nobody will be shown what is answered, so that it must not be logged.
     """
 
     at: float
     time_remaining_s: float | None = None
     bucket: int | None = None
+    test: bool = False
 
     @classmethod
     def of_call(cls, context: Context) -> Arrival:

@@ -1,4 +1,4 @@
-"""One request from its arrival to its answer; the typed contract and the Open Inference Protocol both come here."""
+"""One request from its arrival to its answer; every protocol comes here."""
 
 from __future__ import annotations
 
@@ -71,20 +71,25 @@ class Generation:
             budget_s = min(budget_s, arrival.time_remaining_s)
         batched = await self._batcher.submit(query_of(request), time.monotonic() + budget_s)
         response = response_of(batched.result, self._shown(batched.result))
-        self._sender.offer(
-            Served(
-                request,
-                response,
-                time.time_ns(),
-                current_traceparent(),
-                self._channel,
-                arrival.bucket,
-                arrival.elapsed_us(),
+        if not arrival.test:
+            self._sender.offer(
+                Served(
+                    request,
+                    response,
+                    time.time_ns(),
+                    current_traceparent(),
+                    self._channel,
+                    arrival.bucket,
+                    arrival.elapsed_us(),
+                )
             )
-        )
         self.answered += 1
         record_spans(request, response, batched)
         return response
+
+    def advertiser_of(self, ad_id: str) -> str | None:
+        """Return the account that pays for an ad of the current catalogue; None for an ad that is not in it."""
+        return None if self._engine.state is None else self._engine.state.mirror.table.advertiser_of(ad_id)
 
     def _shown(self, generated: Generated) -> Set[int]:
         """Look at each candidate's state once more: a pause that came during the search counts, too."""

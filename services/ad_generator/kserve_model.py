@@ -14,6 +14,8 @@ from kserve import InferRequest, InferResponse, Model, ModelRepository
 from kserve.errors import InvalidInput, ModelNotFound
 from kserve.protocol.grpc import grpc_predict_v2_pb2 as v2
 from kserve.protocol.grpc.servicer import InferenceServicer
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ad_generator.arrival import Arrival, Context
 from ad_generator.open_inference import input_types, output_types, to_message, to_tensors
@@ -33,13 +35,14 @@ class GeneratorModel(Model):  # type: ignore[misc]  # kserve is untyped
         Args:
             name: Its name in the protocol.
             n_levels: SID levels.
-            serve: Runs the server until it is told to stop and returns the exit code; sets `generate`, `is_ready` and
-                `ask_to_stop` of this model once it can.
+            serve: Runs the server until it is told to stop and returns the exit code; sets `generate`, `bid`,
+                `is_ready` and `ask_to_stop` of this model once it can.
         """
         super().__init__(name)
         self.engine = True
         self.ready = True  # registered from the start; `healthy` tells whether it answers
         self.generate: Generate | None = None
+        self.bid: Callable[[Request], Awaitable[Response]] | None = None
         self.is_ready: Callable[[], bool] = lambda: False
         self.ask_to_stop: Callable[[], None] = lambda: None
         self._n_levels = n_levels

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -17,7 +18,9 @@ from gr4ad_runtime.errors import AddressInUseError, Gr4adError
 from kserve import ModelServer
 from kserve.model_server import app
 from kserve.protocol.rest.server import RESTServer
+from starlette.responses import Response
 
+from ad_generator.bid_endpoint import PATH
 from ad_generator.kserve_model import ChannelRepository, GeneratorModel
 
 HTTP_STATUSES: Final = {
@@ -60,6 +63,7 @@ class GeneratorServer(ModelServer):  # type: ignore[misc]  # kserve is untyped
         self._register_and_check_atleast_one_model_is_ready(models)
         if self.http_port:
             self._rest_server = RestServer(self.dataplane, self.model_repository_extension, self._host, self.http_port)
+            app.add_route(PATH, partial(_bid, models[0]), methods=["POST"])
             self.servers.append(self._rest_server.start())
         asyncio.run(self._serve())
 
@@ -111,6 +115,10 @@ class _Uvicorn(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # they belong to the engine's server
+
+
+async def _bid(model: GeneratorModel, request: Request) -> Response:
+    return Response(status_code=HTTPStatus.NO_CONTENT) if model.bid is None else await model.bid(request)
 
 
 async def _answer_error(_request: Request, error: Exception) -> JSONResponse:

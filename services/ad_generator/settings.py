@@ -42,6 +42,17 @@ class AdGeneratorSettings(ServiceSettings):
     latency_budget_us: int = Field(
         default=1_000_000, ge=1, le=60_000_000, description="Time for a request that states none, in microseconds."
     )
+    currency: str = Field(
+        default="USD",
+        pattern="^[A-Z]{3}$",
+        description="Currency of the accounts, ISO 4217; OpenRTB bids are made in it.",
+    )
+    bid_margin_us: int = Field(
+        default=20_000,
+        ge=0,
+        le=10_000_000,
+        description="What of an OpenRTB request's tmax is kept back for the network, in microseconds.",
+    )
     list_queue_limit: int = Field(
         default=8192, ge=1, le=1_000_000, description="Served lists waiting for the reward log at most."
     )

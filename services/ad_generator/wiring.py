@@ -25,6 +25,7 @@ from kserve import ModelServer
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
 
 from ad_generator.batcher import Batcher
+from ad_generator.bid_endpoint import BidEndpoint
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.engine import Engine, Generated, Query
 from ad_generator.engine_status import EngineStatus
@@ -112,6 +113,13 @@ def build_generator(
         OpenInferenceServicer(kserve.dataplane, kserve.model_repository_extension), server
     )
     model.generate = generation.generate
+    model.bid = BidEndpoint(
+        generation.generate,
+        generation.advertiser_of,
+        currency=settings.currency,
+        margin_us=settings.bid_margin_us,
+        default_budget_us=settings.latency_budget_us,
+    ).post
     model.is_ready = lambda: lifecycle.ready
     model.ask_to_stop = lifecycle.stop
 

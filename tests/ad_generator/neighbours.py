@@ -25,12 +25,22 @@ class Catalogue(sid_pb2_grpc.SidServiceServicer):
         self._changed = asyncio.Event()
 
     def put(
-        self, ad_id: str, sid: Sequence[int], state: sid_pb2.AdState.ValueType = ACTIVE, traceparent: str = ""
+        self,
+        ad_id: str,
+        sid: Sequence[int],
+        state: sid_pb2.AdState.ValueType = ACTIVE,
+        traceparent: str = "",
+        advertiser_id: str = "",
     ) -> int:
         """Create or change an ad; returns the cursor of the change."""
         self.changes.append(
             sid_pb2.CatalogEntry(
-                ad_id=ad_id, sid=type_pb2.SemanticId(codes=sid), state=state, bid_micros=1, traceparent=traceparent
+                ad_id=ad_id,
+                sid=type_pb2.SemanticId(codes=sid),
+                state=state,
+                bid_micros=1,
+                advertiser_id=advertiser_id,
+                traceparent=traceparent,
             )
         )
         self._changed.set()

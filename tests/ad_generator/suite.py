@@ -89,6 +89,7 @@ class Suite:
     address: str
     client: grpc.aio.Channel
     stub: Any
+    model: GeneratorModel
 
     def policy_pids(self) -> set[int]:
         """Return the processes that policies compute in."""
@@ -137,7 +138,7 @@ async def run_generator(neighbours: Neighbours, **values: Any) -> AsyncIterator[
     address = f"127.0.0.1:{port}"
     async with grpc.aio.insecure_channel(address) as client:
         stub = generation_pb2_grpc.GenerationServiceStub(client)
-        suite = Suite(neighbours, settings, lifecycle, server, address, client, stub)
+        suite = Suite(neighbours, settings, lifecycle, server, address, client, stub, model)
         try:
             yield suite
         finally:

@@ -90,6 +90,17 @@ def test_a_bid_alone_leaves_the_live_ads_as_they_are() -> None:
     assert table.sids(table.slots(["ad"])).tolist() == [[1, 2, 3]]
 
 
+def test_knows_the_account_of_every_ad_paused_or_not() -> None:
+    table = AdTable(LEVEL_SIZES)
+    for number in range(4):
+        change = entry(f"ad{number}", (number, 0, 0), PAUSED if number == 3 else ACTIVE)
+        change.advertiser_id = f"account{number % 2}"
+        table.apply([change])
+    told = [table.advertiser_of(f"ad{number}") for number in range(4)]
+    assert told == ["account0", "account1", "account0", "account1"]
+    assert table.advertiser_of("unknown") is None
+
+
 @pytest.mark.parametrize("sid", [(1, 2), (1, 2, 30)])
 def test_sids_of_another_codebook_are_refused(sid: tuple[int, ...]) -> None:
     table = AdTable(LEVEL_SIZES)

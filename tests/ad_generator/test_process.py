@@ -21,7 +21,7 @@ from gr4ad.generation.v1 import generation_pb2_grpc
 from gr4ad_runtime.errors import AddressInUseError
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.ad_generator.neighbours import Neighbour
+from tests.ad_generator.neighbours import ACTIVE, PAUSED, Neighbour
 from tests.ad_generator.policies import publish
 from tests.ad_generator.suite import ALL_SIDS, Neighbours, request
 
@@ -69,7 +69,8 @@ def http(url: str, body: dict[str, Any] | None = None, **headers: str) -> tuple[
     call = urllib.request.Request(url, data, {"content-type": "application/json", **headers})
     try:
         with urllib.request.urlopen(call, timeout=10) as answer:
-            return answer.status, json.loads(answer.read())
+            content = answer.read()
+            return answer.status, json.loads(content) if content else None
     except urllib.error.HTTPError as error:
         with error:
             return error.code, json.loads(error.read())
@@ -122,6 +123,33 @@ async def test_kserve_serves_both_sides_and_a_sigterm_drains(
     events = [line["event"] for line in lines]
     assert events.index("serving") < events.index("draining") < events.index("stopped")
     assert all(line["service"] == "ad_generator" for line in lines)
+
+
+async def test_kserves_rest_port_takes_bid_requests(neighbours: Neighbours, free_port: Callable[[], int]) -> None:
+    for number, sid in enumerate(ALL_SIDS):
+        neighbours.catalogue.put(f"ad{number}", sid, PAUSED if number % 2 else ACTIVE, advertiser_id="shop")
+    neighbours.channel.activate(publish(neighbours.store_url, "first", seed=1))
+    port, rest_port = free_port(), free_port()
+    asked: dict[str, Any] = {"id": "auction", "imp": [{"id": "1", "banner": {}}], "tmax": 5000}
+    asked["user"] = {"ext": {"gr4ad": {"events": [{"ad_id": "ad7", "behavior": "click"}]}}}
+    url = f"http://127.0.0.1:{rest_port}/openrtb2/bid"
+    async with process(neighbours, port, rest_port=rest_port, currency="EUR") as child:
+        await serving(port)
+        status, answer = await asyncio.to_thread(http, url, asked)
+        assert (status, answer["id"], answer["cur"]) == (200, "auction", "EUR")
+        (seat,) = answer["seatbid"]
+        assert seat["seat"] == "shop"
+        assert len(seat["bid"]) == 3
+        assert all(int(bid["adid"].removeprefix("ad")) % 2 == 0 for bid in seat["bid"])
+        assert await asyncio.to_thread(http, url, {**asked, "cur": ["USD"]}) == (204, None)
+        status, wrong = await asyncio.to_thread(http, url, {**asked, "imp": []})
+        assert status == 400
+        assert wrong["error"].startswith("imp: []: ")
+        assert (await asyncio.to_thread(http, url))[0] == 405  # GET
+        child.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(child.communicate(), 15)
+        assert child.returncode == 0
+    assert set(neighbours.rewards.lists) == {answer["bidid"]}
 
 
 async def test_a_port_in_use_is_named_with_its_remedy(neighbours: Neighbours) -> None:

@@ -16,12 +16,19 @@ def test_the_defaults_are_those_of_the_documents() -> None:
     settings = AdGeneratorSettings()
     assert (settings.beam_widths, settings.value_weight) == ((32, 64, 128), 1.0)
     assert (settings.port, settings.rest_port, settings.host) == (50052, 0, "127.0.0.1")
+    assert (settings.currency, settings.bid_margin_us) == ("USD", 20_000)
 
 
 @pytest.mark.parametrize("widths", ["", "32-", "32,64", "0-1-2", "5000", "1-2-3-4-5-6-7-8-9", "-3"])
 def test_wrong_widths_are_refused_with_an_example(widths: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GR4AD_BEAM_WIDTHS", widths)
     with pytest.raises(ValidationError, match="one per SID level|one width per SID level"):
+        AdGeneratorSettings()
+
+
+def test_a_currency_is_three_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GR4AD_CURRENCY", "Euro")
+    with pytest.raises(ValidationError, match="currency"):
         AdGeneratorSettings()
 
 

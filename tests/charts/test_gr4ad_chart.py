@@ -117,6 +117,20 @@ def test_the_generator_is_what_kserve_takes_as_a_custom_predictor() -> None:
     assert environment(workloads(MINIMAL, adGenerator__storageUri="s3://x")["ad-generator"])["STORAGE_URI"] == "s3://x"
 
 
+def test_a_rest_port_is_reached_by_a_service_of_its_own() -> None:
+    assert not [m for m in render(MINIMAL) if m["metadata"]["name"].endswith("-rest")]
+    manifests = render(MINIMAL, adGenerator__restPort="8080", adGenerator__currency="EUR")
+    for manifest in manifests:
+        if manifest["kind"] == "Service":
+            check(manifest)
+    (generator,) = (m for m in manifests if m["kind"] == "InferenceService")
+    (service,) = (m for m in manifests if m["metadata"]["name"] == "shop-ad-generator-rest")
+    env = environment(generator)
+    assert (env["GR4AD_REST_PORT"], env["GR4AD_CURRENCY"], env["GR4AD_BID_MARGIN_US"]) == ("8080", "EUR", "20000")
+    assert service["spec"]["ports"] == [{"name": "http", "port": 8080, "targetPort": 8080}]
+    assert service["spec"]["selector"].items() <= generator["spec"]["predictor"]["labels"].items()
+
+
 def test_the_trainer_never_runs_twice() -> None:
     trainer = workloads(MINIMAL)["rspo-trainer"]
     assert trainer["spec"]["replicas"] == 1
@@ -135,6 +149,7 @@ def test_an_image_can_be_named_whole() -> None:
         ({"sidAssigner__replicas": "0"}, "replicas"),
         ({"sidAssigner__replica": "2"}, "replica"),
         ({"adGenerator__channel": "Stable"}, "channel"),
+        ({"adGenerator__currency": "Euro"}, "currency"),
         ({"telemetry__sampleRatio": "2"}, "sampleRatio"),
         ({"logLevel": "LOUD"}, "logLevel"),
         ({"database__existingSecret": ""}, "database.existingSecret: is empty: name the Secret"),
