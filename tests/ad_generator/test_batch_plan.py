@@ -156,5 +156,5 @@ def test_the_scale_is_the_widest_at_which_every_request_is_answered_in_half_of_i
 @given(st.lists(demands, min_size=1, max_size=9), st.floats(0, 1), st.floats(0.25, 1.6), some_costs)
 def test_what_fits_is_the_largest_that_fits(queue: list[Demand], time_s: float, factor: float, costs: Costs) -> None:
     size = fitting(queue, time_s, factor, costs)
-    fits = [costs.margin * costs.predict(batch_size(queue[:n], factor)) <= time_s for n in range(1, len(queue) + 1)]
+    fits = [costs.predict(batch_size(queue[:n], factor)) <= time_s / costs.margin for n in range(1, len(queue) + 1)]
     assert fits == [True] * size + [False] * (len(queue) - size)
