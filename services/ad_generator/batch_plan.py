@@ -131,10 +131,16 @@ def plan_batch(queue: Sequence[Demand], now: float, rate: float, limits: Limits,
 
 def fitting(demands: Sequence[Demand], time_s: float, factor: float, costs: Costs) -> int:
     """Return how many requests, the first ones, can be computed together at a scale in a time, but for rare errors."""
-    size = len(demands)
-    while size and costs.margin * costs.predict(batch_size(demands[:size], factor)) > time_s:
-        size -= 1
-    return size
+    expected_s = time_s / costs.margin
+    fits, tried = 0, len(demands)  # all first: it is the rule
+    too_many = tried + 1
+    while fits + 1 < too_many:
+        if costs.predict(batch_size(demands[:tried], factor)) <= expected_s:
+            fits = tried
+        else:
+            too_many = tried
+        tried = (fits + too_many) // 2
+    return fits
 
 
 def offered_load(rate: float, beams: float, max_size: int, costs: Costs) -> float:
