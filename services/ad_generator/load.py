@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
-RATE_MEMORY_S: Final = 2.0
-"""Arrivals this long ago count 1/e as much as those of now: long enough to see through chance, short enough for a
-spike.
-"""
+RATE_MEMORY_S: Final = 0.5
+"""Arrivals this long ago count 1/e as much as those of now: as short as chance allows, so that a crowd shows soon."""
+LEAST_SEEN_S: Final = 0.2
+"""A rate is over no shorter time, however recent the first arrival."""
 DELAY_MEMORY: Final = 0.1
 """Weight of the latest batch in the running queue delay."""
 
@@ -39,6 +39,6 @@ class LoadEstimator:
         """Return arrivals a second: an exponential window, corrected for the time before the first arrival."""
         if self._since is None:
             return 0.0
-        seen_s = max(now - self._since, 0.1 * RATE_MEMORY_S)
+        seen_s = max(now - self._since, LEAST_SEEN_S)
         left = math.exp(min(0.0, self._at - now) / RATE_MEMORY_S)
         return self._count * left / (RATE_MEMORY_S * -math.expm1(-seen_s / RATE_MEMORY_S))

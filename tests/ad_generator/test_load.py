@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from ad_generator.load import RATE_MEMORY_S, LoadEstimator
+from ad_generator.load import LEAST_SEEN_S, RATE_MEMORY_S, LoadEstimator
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ def test_the_rate_is_a_count_in_which_old_arrivals_fade(moments: list[float], la
         load.arrived(100.0 + moment)
     now = max(moments) + later
     count = sum(math.exp(-(now - moment) / RATE_MEMORY_S) for moment in moments)
-    seen_s = max(now - min(moments), 0.2)
+    seen_s = max(now - min(moments), LEAST_SEEN_S)
     assert load.rate(100.0 + now) == pytest.approx(count / (RATE_MEMORY_S * (1 - math.exp(-seen_s / RATE_MEMORY_S))))
 
 
@@ -28,7 +28,7 @@ def test_steady_arrivals_are_told_from_the_first_second_on(rate: float) -> None:
     for number in range(int(10 * rate)):
         load.arrived(number / rate)
         if number / rate > 1.0:
-            assert load.rate(number / rate) == pytest.approx(rate, rel=0.7 / rate + 0.05)
+            assert load.rate(number / rate) == pytest.approx(rate, rel=1.4 / rate + 0.05)
 
 
 def test_a_spike_shows_within_a_second_and_passes() -> None:
@@ -38,7 +38,7 @@ def test_a_spike_shows_within_a_second_and_passes() -> None:
     for number in range(200):
         load.arrived(10.0 + number * 0.005)
     assert load.rate(11.0) > 80.0
-    assert load.rate(11.0 + 5 * RATE_MEMORY_S) < 1.0
+    assert load.rate(11.0 + 6 * RATE_MEMORY_S) < 1.0
 
 
 def test_the_queue_delay_is_a_running_mean() -> None:
