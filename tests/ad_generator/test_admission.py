@@ -60,9 +60,7 @@ def test_who_is_lost_anyway_keeps_nobody_out() -> None:
     st.floats(0.02, 0.4),
     st.floats(0, 0.05),
 )
-def test_who_is_taken_in_is_answered_in_time_if_the_costs_are_true_and_no_one_else_comes(
-    deadlines: list[float], own: float, busy_s: float
-) -> None:
+def test_who_is_taken_in_is_answered_in_time(deadlines: list[float], own: float, busy_s: float) -> None:
     queue, newcomer = [demand(deadline) for deadline in deadlines], demand(own)
     assume(queue or busy_s > 0)
     assume(excess_wait(queue, newcomer, 0.0, busy_s, LIMITS, COSTS) <= 0)

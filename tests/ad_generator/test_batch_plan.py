@@ -142,9 +142,7 @@ def widest_in_time(queue: Sequence[Demand], now: float, limits: Limits, costs: C
 
 
 @given(st.lists(st.floats(1.03, 2.0), min_size=1, max_size=30), st.integers(1, 9))
-def test_the_scale_is_the_widest_at_which_every_request_is_answered_in_half_of_its_time(
-    deadlines: list[float], max_size: int
-) -> None:
+def test_the_scale_is_the_widest_that_is_in_time(deadlines: list[float], max_size: int) -> None:
     queue = [demand(0.0, deadline) for deadline in deadlines]
     limits = Limits(max_size, 0.0, 0.25, 1.6)
     found = plan(queue, now=1.0, limits=limits, costs=COSTS)
