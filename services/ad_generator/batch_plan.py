@@ -79,9 +79,9 @@ class BatchPlan:
 def plan_batch(queue: Sequence[Demand], now: float, rate: float, limits: Limits, costs: Costs) -> BatchPlan:
     """Plan the next model call.
 
-    A batch goes as soon as it is full, its oldest request has waited `max_wait_s`, or a deadline allows no more
-    waiting. It is as large as the earliest deadline allows, and at least one request. Every request has a deadline, and
-    none with a later one goes before it: so none can starve.
+    A batch goes as soon as it is full, its oldest request has waited `max_wait_s`, or a deadline leaves no more than
+    that to wait. It is as large as the earliest deadline allows, and at least one request. Every request has a
+    deadline, and none with a later one goes before it: so none can starve.
 
     Where by the costs no request can be in time, the one with the most time left is computed nevertheless: costs that
     are thought too high could otherwise never be corrected.
@@ -109,8 +109,9 @@ def plan_batch(queue: Sequence[Demand], now: float, rate: float, limits: Limits,
     hopeless = tuple(position for position in alive if position not in kept)
     if not waiting:
         return BatchPlan(run=(), expired=expired, hopeless=(), wait_s=float("inf"))
-    due_at = min(queue[position].enqueued_at for position in waiting) + limits.max_wait_s
-    wait_s = min(due_at, min(latest_start[position] for position in waiting)) - now
+    oldest_at = min(queue[position].enqueued_at for position in waiting)
+    first_start = min(latest_start[position] for position in waiting)
+    wait_s = min(oldest_at + limits.max_wait_s, first_start - limits.max_wait_s) - now
     if len(waiting) < limits.max_size and wait_s > 0:
         return BatchPlan(run=(), expired=expired, hopeless=hopeless, wait_s=wait_s)
 

@@ -47,9 +47,9 @@ def test_a_small_batch_waits_for_company_but_not_long() -> None:
 
 def test_company_is_not_waited_for_beyond_what_the_deadline_allows() -> None:
     alone_s = COSTS.predict(CallSize(1, 1, sum(WIDTHS)))
-    queue = [demand(1.0, 1.2)]
-    assert plan(queue, now=1.0, costs=COSTS).wait_s == pytest.approx(0.2 - alone_s)
-    assert plan(queue, now=1.2 - alone_s + 1e-9, costs=COSTS).hopeless == ()
+    queue = [demand(1.0, 1.7)]  # it could start later, but is not left to the last moment
+    assert plan(queue, now=1.0, costs=COSTS).wait_s == pytest.approx(0.7 - alone_s - FIXED.max_wait_s)
+    assert plan(queue, now=1.2 - alone_s + 1e-9, costs=COSTS).run == (0,)
 
 
 def test_an_empty_queue_waits_for_ever() -> None:
