@@ -81,8 +81,7 @@ def choose_scale(least: float, most: float, spare: Allowance, own: Allowance, qu
         most: Largest scale, at least 1.
         spare: Time that capacity leaves to one request; it alone lets the scale exceed 1.
         own: Time that is left to the batch itself.
-        queue: Time that is left to this batch and those behind it, once for each place in the queue that has a
-            deadline.
+        queue: Time that is left to each batch behind it, with the work of this one and of those between.
 
     Returns:
         A multiple of `SCALE_STEP`, or one of the bounds; the larger an allowance's time, the larger.
