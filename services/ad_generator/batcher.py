@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from gr4ad_runtime.errors import DeadlineExceededError, ResourceExhaustedError
-
-from ad_generator.batch_plan import plan_batch
+from ad_generator.batch_plan import BatchPlan
+from ad_generator.request_queue import Batch, RequestQueue
 
 Q = TypeVar("Q")
 R = TypeVar("R")
@@ -29,45 +27,57 @@ class Batched(Generic[R]):
     batch_size: int
 
 
+@dataclass(frozen=True)
+class BatchRecord:
+    """How a batch went; durations in seconds."""
+
+    plan: BatchPlan
+    """What was decided."""
+    requests: int
+    """Requests of the batch."""
+    wait_s: float
+    """How long its oldest request waited."""
+    duration_s: float
+    """How long it took."""
+    cost_error: float
+    """Its duration relative to the expected one, less 1."""
+
+
 @dataclass(eq=False)
-class _Waiting(Generic[Q, R]):
+class Waiting(Generic[Q, R]):
+    """A request in the queue."""
+
     request: Q
-    deadline: float
     future: asyncio.Future[Batched[R]]
-    enqueued_at: float = field(default_factory=time.monotonic)
     enqueued_ns: int = field(default_factory=time.time_ns)
 
 
 class Batcher(Generic[Q, R]):
-    """A bounded queue in front of a function that computes many requests at once."""
+    """Runs a queue's decisions: refuses, waits, computes."""
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Q]], Sequence[R]],
+        compute: Callable[[Sequence[Q], BatchPlan], Sequence[R]],
         executor: Executor,
-        *,
-        max_size: int,
-        max_wait_s: float,
-        queue_limit: int,
-        on_batch: Callable[[int, float, float], None] = lambda size, wait_s, duration_s: None,
+        queue: RequestQueue[Waiting[Q, R]],
+        candidate_count: Callable[[Q], int],
+        on_batch: Callable[[BatchRecord], None] = lambda record: None,
     ) -> None:
         """Make a batcher; `run` must be running for requests to be answered.
 
         Args:
-            compute: Answers a batch, result by result in its order; called in `executor`, one call at a time.
+            compute: Answers a batch as its plan says, result by result in its order; called in `executor`, one call at
+                a time.
             executor: Where `compute` runs, so that the event loop stays free.
-            max_size: Requests per call at most.
-            max_wait_s: How long a request may wait for company.
-            queue_limit: Requests waiting at most; more are refused.
-            on_batch: Told of every batch: its size, how long its oldest request waited, how long it took (seconds).
+            queue: Decides what runs, when, and at which widths.
+            candidate_count: Candidates that a request wants.
+            on_batch: Told of every batch.
         """
         self._compute = compute
         self._executor = executor
-        self._max_size = max_size
-        self._max_wait_s = max_wait_s
-        self._queue_limit = queue_limit
+        self._queue = queue
+        self._candidate_count = candidate_count
         self._on_batch = on_batch
-        self._queue: deque[_Waiting[Q, R]] = deque()
         self._arrived = asyncio.Event()
 
     @property
@@ -83,68 +93,50 @@ class Batcher(Generic[Q, R]):
             deadline: When the answer is worth nothing any more, on `time.monotonic`'s clock.
 
         Raises:
-            ResourceExhaustedError: The queue is full.
-            DeadlineExceededError: The deadline passed before the request's turn came.
+            ResourceExhaustedError: The queue is full or too long for the request's time.
+            DeadlineExceededError: The deadline passed before the request's turn came, or could not be met any more.
         """
-        if len(self._queue) >= self._queue_limit:
-            raise ResourceExhaustedError(
-                "queue", f"{len(self._queue)} requests waiting", "retry after a back-off, or add generator replicas"
-            )
-        waiting: _Waiting[Q, R] = _Waiting(request, deadline, asyncio.get_running_loop().create_future())
-        self._queue.append(waiting)
+        waiting: Waiting[Q, R] = Waiting(request, asyncio.get_running_loop().create_future())
+        self._queue.offer(waiting, self._candidate_count(request), deadline, time.monotonic())
         self._arrived.set()
         return await waiting.future
 
     async def run(self) -> None:
         """Answer queued requests until cancelled."""
         while True:
-            while self._queue and self._queue[0].future.done():  # its caller has gone
-                self._queue.popleft()
-            batch, wait_s = self._next_batch()
-            if batch:
-                await self._execute(batch)
+            self._queue.drop(lambda waiting: waiting.future.done())  # their callers have gone
+            step = self._queue.step(time.monotonic())
+            for waiting, error in step.late:
+                waiting.future.set_exception(error)
+            if step.batch is not None:
+                await self._execute(step.batch)
                 continue
             self._arrived.clear()
             try:
-                async with asyncio.timeout(wait_s if wait_s != float("inf") else None):
+                async with asyncio.timeout(step.wait_s if step.wait_s != float("inf") else None):
                     await self._arrived.wait()
             except TimeoutError:
                 pass
 
-    def _next_batch(self) -> tuple[list[_Waiting[Q, R]], float]:
-        queue = [waiting for waiting in self._queue if not waiting.future.done()]
-        now = time.monotonic()
-        plan = plan_batch(
-            [w.enqueued_at for w in queue], [w.deadline for w in queue], now, self._max_size, self._max_wait_s
-        )
-        for position in plan.expired:
-            late = queue[position]
-            late.future.set_exception(
-                DeadlineExceededError(
-                    "latency_budget_us",
-                    f"over after {(now - late.enqueued_at) * 1e6:.0f} µs in the queue",
-                    "allow more time, or add generator replicas",
-                )
-            )
-        gone = {*plan.run, *plan.expired}
-        self._queue = deque(waiting for position, waiting in enumerate(queue) if position not in gone)
-        return [queue[position] for position in plan.run], plan.wait_s
-
-    async def _execute(self, batch: list[_Waiting[Q, R]]) -> None:
-        requests = [waiting.request for waiting in batch]
+    async def _execute(self, batch: Batch[Waiting[Q, R]]) -> None:
+        requests = [waiting.request for waiting in batch.items]
         started_ns = time.time_ns()
         try:
-            results = await asyncio.get_running_loop().run_in_executor(self._executor, self._compute, requests)
+            results = await asyncio.get_running_loop().run_in_executor(
+                self._executor, self._compute, requests, batch.plan
+            )
         except Exception as error:
-            for waiting in batch:
+            self._queue.finished(batch, time.monotonic(), computed=False)
+            for waiting in batch.items:
                 if not waiting.future.done():
                     waiting.future.set_exception(error)
             return
         finished_ns = time.time_ns()
-        wait_s = (started_ns - batch[0].enqueued_ns) * 1e-9
-        self._on_batch(len(batch), wait_s, (finished_ns - started_ns) * 1e-9)
-        for waiting, result in zip(batch, results, strict=True):
+        cost_error = self._queue.finished(batch, time.monotonic())
+        wait_s = (started_ns - min(waiting.enqueued_ns for waiting in batch.items)) * 1e-9
+        self._on_batch(BatchRecord(batch.plan, len(requests), wait_s, (finished_ns - started_ns) * 1e-9, cost_error))
+        for waiting, result in zip(batch.items, results, strict=True):
             if not waiting.future.done():
                 waiting.future.set_result(
-                    Batched(result, waiting.enqueued_ns, started_ns, finished_ns, batch_size=len(batch))
+                    Batched(result, waiting.enqueued_ns, started_ns, finished_ns, batch_size=len(requests))
                 )

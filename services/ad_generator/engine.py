@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from gr4ad.type.v1 import type_pb2
-from gr4ad_core.decoding.beam_schedule import BeamPlan, scheduled_widths
+from gr4ad_core.decoding.beam_schedule import BeamPlan, BeamScale, Constraint, scaled_widths, scheduled_widths
 from gr4ad_core.model.history import UserHistory
 from gr4ad_runtime.errors import UnavailableError
 from numpy.typing import NDArray
 
 from ad_generator.ad_table import AdTable
+from ad_generator.batch_plan import BatchPlan
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.policy_messages import Stages
 from ad_generator.policy_process import PolicyProcess, PolicyProcessGoneError
@@ -80,6 +81,10 @@ class Generated:
     """Of the model call that the request was part of."""
     skipped_events: int
     """Events whose ad the catalogue does not know."""
+    scale: float = 1.0
+    """Factor that the load put on the policy's own widths."""
+    load: float = 0.0
+    """Share of the capacity that requests asked for."""
 
 
 class Engine:
@@ -97,10 +102,8 @@ class Engine:
         self.state: ServingState | None = None
         """What the next batch uses; replaced by assignment, while a batch under way keeps the one it began with."""
 
-    def compute(self, queries: Sequence[Query]) -> list[Generated]:
-        """Answer a batch with the current state.
-
-        Queries that call for other beam widths are computed apart, so that no query changes its neighbours' answers.
+    def compute(self, queries: Sequence[Query], plan: BatchPlan) -> list[Generated]:
+        """Answer a batch with the current state, at the widths of its plan.
 
         Raises:
             UnavailableError: The policy's process has ended.
@@ -108,34 +111,51 @@ class Engine:
         state = self.state
         assert state is not None, "requests are refused before the first policy"
         try:
-            return self.generate(state.policy, state.mirror.table, queries)
+            answers = self.generate(state.policy, state.mirror.table, queries, plan.scale)
         except PolicyProcessGoneError as error:
             remedy = f"{error}: retry, here once the generator has started anew, or at another replica"
             raise UnavailableError("policy", state.policy.ref.policy_id, remedy) from error
+        return [replace(answer, load=plan.load) for answer in answers]
 
     def catch_up(self) -> None:
         """Send the serving policy's process what it lacks of the live ads, so that the next batch need not."""
         if self.state is not None:
             self.state.policy.process.catch_up(self.state.mirror.table)
 
-    def generate(self, policy: LoadedPolicy, table: AdTable, queries: Sequence[Query]) -> list[Generated]:
-        """Answer a batch with a given policy and the live ads of a table."""
+    def generate(
+        self, policy: LoadedPolicy, table: AdTable, queries: Sequence[Query], scale: BeamScale
+    ) -> list[Generated]:
+        """Answer a batch with a given policy, the live ads of a table and the schedule's widths at a scale.
+
+        Queries that call for another schedule are computed apart. Of the others, the one that wants most candidates
+        decides the last width: what is found before its end is the same at any. So no query changes its neighbours'
+        answers.
+        """
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
         for number, query in enumerate(queries):
             groups[scheduled_widths(self.beam_widths, query.candidate_count)].append(number)
         answers: dict[int, Generated] = {}
         for widths, numbers in groups.items():
             group = [queries[number] for number in numbers]
-            answers.update(zip(numbers, self._generate(policy, table, widths, group), strict=True))
+            answers.update(zip(numbers, self._generate(policy, table, widths, group, scale), strict=True))
         return [answers[number] for number in range(len(queries))]
 
     def _generate(
-        self, policy: LoadedPolicy, table: AdTable, widths: tuple[int, ...], queries: Sequence[Query]
+        self,
+        policy: LoadedPolicy,
+        table: AdTable,
+        scheduled: tuple[int, ...],
+        queries: Sequence[Query],
+        scale: BeamScale,
     ) -> list[Generated]:
         histories = [user_history(query, table) for query in queries]
         skipped = [len(q.ad_ids) - len(h.behaviors) for q, h in zip(queries, histories, strict=True)]
         wanted = max(query.candidate_count for query in queries)
+        widths = scaled_widths(scheduled, scale.factor, wanted)
         found = policy.process.decode(table, widths, histories, wanted)
+        plan = found.plan
+        if plan.constrained_by is Constraint.SCHEDULE:
+            plan = replace(plan, constrained_by=scale.constrained_by)
         # The table may know of a pause that came after the call.
         usable_BN = (found.slots_BN >= 0) & table.live(found.slots_BN)
         wanted_B = np.array([query.candidate_count for query in queries])
@@ -156,9 +176,10 @@ class Engine:
                 sids=sids[row][:count],
                 log_probs=log_probs[row][:count],
                 ecpm_micros=ecpm_micros[row][:count],
-                plan=found.plan,
+                plan=plan,
                 stages=found.stages,
                 skipped_events=skipped[row],
+                scale=scale.factor,
             )
             for row, count in enumerate(counts_B.tolist())
         ]

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad_runtime import semconv
 from gr4ad_runtime.telemetry import meter
-from opentelemetry.metrics import CallbackOptions, Observation
 
-from ad_generator.batcher import Batcher
-from ad_generator.engine import Engine, Generated, Query
+from ad_generator.batch_metrics import observe
+from ad_generator.engine import Engine
 from ad_generator.generation import Generation
 from ad_generator.list_sender import ListSender
 from ad_generator.policy_follower import PolicyFollower
@@ -51,7 +48,7 @@ class EngineStatus:
             status.catalog_cursor = state.mirror.cursor
         return status
 
-    def register_metrics(self, batcher: Batcher[Query, Generated]) -> None:
+    def register_metrics(self) -> None:
         """Offer the counters to the metrics exporter, which reads them in a thread of its own."""
         instruments = meter(__name__)
 
@@ -61,17 +58,12 @@ class EngineStatus:
         for name, unit, description, read in (
             (semconv.METRIC_LIVE_ADS, "{ad}", "Live ads in the index.", live_ads),
             (semconv.METRIC_LISTS_QUEUED, "{list}", "Served lists waiting to be sent.", lambda: self._sender.queued),
-            (semconv.METRIC_QUEUE_SIZE, "{request}", "Requests waiting for the model.", lambda: batcher.waiting),
         ):
-            instruments.create_observable_gauge(name, [_observe(read)], unit, description)
+            instruments.create_observable_gauge(name, [observe(read)], unit, description)
         for name, unit, description, read in (
             (semconv.METRIC_POLICY_SWAPS, "{policy}", "Policies swapped in.", lambda: self._follower.swaps),
             (semconv.METRIC_POLICIES_REFUSED, "{policy}", "Policies refused.", lambda: self._follower.refusals),
             (semconv.METRIC_LISTS_SENT, "{list}", "Lists accepted by the reward log.", lambda: self._sender.sent),
             (semconv.METRIC_LISTS_DROPPED, "{list}", "Served lists given up.", lambda: self._sender.dropped),
         ):
-            instruments.create_observable_counter(name, [_observe(read)], unit, description)
-
-
-def _observe(read: Callable[[], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
-    return lambda options: [Observation(read())]
+            instruments.create_observable_counter(name, [observe(read)], unit, description)

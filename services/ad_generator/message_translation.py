@@ -15,6 +15,9 @@ from ad_generator.engine import Generated, Query
 CONSTRAINTS: Final = {
     Constraint.SCHEDULE: generation_pb2.BeamTrace.CONSTRAINT_SCHEDULE,
     Constraint.LIVE_PREFIXES: generation_pb2.BeamTrace.CONSTRAINT_LIVE_PREFIXES,
+    Constraint.IDLE: generation_pb2.BeamTrace.CONSTRAINT_IDLE,
+    Constraint.LOAD: generation_pb2.BeamTrace.CONSTRAINT_LOAD,
+    Constraint.LATENCY_BUDGET: generation_pb2.BeamTrace.CONSTRAINT_LATENCY_BUDGET,
 }
 UNKNOWN_TIME: Final = float("nan")
 
@@ -54,6 +57,8 @@ def response_of(generated: Generated, shown: Container[int]) -> generation_pb2.G
             widths=generated.plan.widths,
             level_us=generated.stages.level_us,
             constrained_by=CONSTRAINTS[generated.plan.constrained_by],
+            scale=generated.scale,
+            load=generated.load,
         ),
         skipped_history_events=generated.skipped_events,
     )

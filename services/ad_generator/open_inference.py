@@ -131,6 +131,8 @@ def to_tensors(request: InferRequest, response: generation_pb2.GenerateAdsRespon
             "policy_id": response.policy.policy_id,
             "codebook_id": response.policy.codebook_id,
             "skipped_history_events": response.skipped_history_events,
+            "beam_widths": "-".join(map(str, response.beam_trace.widths)),
+            "beam_constrained_by": generation_pb2.BeamTrace.Constraint.Name(response.beam_trace.constrained_by),
         },
         use_binary_outputs=request.use_binary_outputs,
         requested_outputs=request.request_outputs,

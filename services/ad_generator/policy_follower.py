@@ -16,6 +16,7 @@ from gr4ad_runtime.errors import FailedPreconditionError, Gr4adError
 from gr4ad_runtime.log import get_logger
 from gr4ad_runtime.telemetry import context_of, tracer
 
+from ad_generator.batch_plan import Limits
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.engine import Engine, LoadedPolicy, ServingState
 from ad_generator.policy_loader import PolicyLoader
@@ -50,7 +51,7 @@ class PolicyFollower:
         engine: Engine,
         loading: Executor,
         serving: Executor,
-        max_batch_size: int,
+        limits: Limits,
         on_ready: Callable[[], None],
     ) -> None:
         """Make a follower; `run` must be running for it to follow.
@@ -63,7 +64,7 @@ class PolicyFollower:
             engine: Gets its state from here.
             loading: Where policies are loaded and warmed up, apart from the thread that serves.
             serving: Where the engine computes, one call after the other.
-            max_batch_size: Largest batch to warm up for.
+            limits: Of the batches and widths to warm up for.
             on_ready: Called after every swap.
         """
         self._stub = stub
@@ -73,7 +74,7 @@ class PolicyFollower:
         self._engine = engine
         self._loading = loading
         self._serving = serving
-        self._max_batch_size = max_batch_size
+        self._limits = limits
         self._on_ready = on_ready
         self._wanted = training_pb2.WatchPoliciesResponse()
         self._announced = asyncio.Event()
@@ -164,9 +165,7 @@ class PolicyFollower:
                 mirror, task = self._mirror_for(policy, tasks)
                 try:
                     await mirror.wait_ready()
-                    await loop.run_in_executor(
-                        self._loading, warm_up, self._engine, policy, mirror.table, self._max_batch_size
-                    )
+                    await loop.run_in_executor(self._loading, warm_up, self._engine, policy, mirror.table, self._limits)
                 except BaseException:
                     if task is not self._mirror_task:
                         task.cancel()

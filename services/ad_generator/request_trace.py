@@ -34,6 +34,8 @@ def record_spans(
             semconv.POLICY_ID: response.policy.policy_id,
             semconv.BEAM_WIDTHS: generated.plan.widths,
             semconv.BEAM_CONSTRAINED_BY: generated.plan.constrained_by.value,
+            semconv.BEAM_SCALE: generated.scale,
+            semconv.LOAD: generated.load,
         }
     )
     spans = tracer(__name__)

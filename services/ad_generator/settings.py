@@ -30,6 +30,12 @@ class AdGeneratorSettings(ServiceSettings):
     beam_widths: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(32, 64, 128), description="Beams to keep at each SID level, such as 32-64-128."
     )
+    beam_scale_min: float = Field(
+        default=0.25, gt=0.0, le=1.0, description="Smallest factor on the widths, under load; 1 to never narrow them."
+    )
+    beam_scale_max: float = Field(
+        default=1.6, ge=1.0, le=8.0, description="Largest factor on the widths, when idle; 1 to never widen them."
+    )
     value_weight: float = Field(
         default=1.0, ge=0.0, le=100.0, description="Weight of log(predicted eCPM) beside log_prob in the final ranking."
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -16,15 +15,15 @@ from gr4ad.generation.v1 import generation_pb2_grpc
 from gr4ad.reward.v1 import reward_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2_grpc
 from gr4ad.training.v1 import training_pb2_grpc
-from gr4ad_runtime import semconv
 from gr4ad_runtime.app import STOP_HOOK_SECONDS, Lifecycle, serve
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.channels import open_channel
-from gr4ad_runtime.telemetry import meter
 from kserve import ModelServer
 from kserve.protocol.grpc import grpc_predict_v2_pb2_grpc
 
-from ad_generator.batcher import Batcher
+from ad_generator.batch_metrics import BatchMetrics
+from ad_generator.batch_plan import Limits
+from ad_generator.batcher import Batcher, Waiting
 from ad_generator.bid_endpoint import BidEndpoint
 from ad_generator.catalog_mirror import CatalogMirror
 from ad_generator.engine import Engine, Generated, Query
@@ -34,6 +33,7 @@ from ad_generator.kserve_model import GeneratorModel, OpenInferenceServicer
 from ad_generator.list_sender import ListSender
 from ad_generator.policy_follower import PolicyFollower
 from ad_generator.policy_loader import PolicyLoader
+from ad_generator.request_queue import RequestQueue
 from ad_generator.servicer import GenerationServicer
 from ad_generator.settings import AdGeneratorSettings
 
@@ -72,13 +72,16 @@ def build_generator(
     )
     sids = sid_pb2_grpc.SidServiceStub(sid_channel)
     engine = Engine(settings.beam_widths, settings.value_weight)
+    limits = Limits(
+        settings.max_batch_size, settings.max_batch_wait_us * 1e-6, settings.beam_scale_min, settings.beam_scale_max
+    )
+    metrics = BatchMetrics()
+    queue = RequestQueue[Waiting[Query, Generated]](
+        settings.beam_widths, limits, settings.queue_limit, metrics.record_refusal
+    )
+    metrics.watch(queue)
     batcher = Batcher[Query, Generated](
-        engine.compute,
-        inference,
-        max_size=settings.max_batch_size,
-        max_wait_s=settings.max_batch_wait_us * 1e-6,
-        queue_limit=settings.queue_limit,
-        on_batch=_batch_metrics(),
+        engine.compute, inference, queue, lambda query: query.candidate_count, metrics.record_batch
     )
     sender = ListSender(reward_pb2_grpc.RewardServiceStub(reward_channel), settings.list_queue_limit)
     generation = Generation(
@@ -102,11 +105,11 @@ def build_generator(
         engine,
         loading,
         inference,
-        settings.max_batch_size,
+        limits,
         on_ready=partial(_take_traffic, lifecycle),
     )
     status = EngineStatus(engine, generation, follower, sender, settings.channel)
-    status.register_metrics(batcher)
+    status.register_metrics()
 
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(generation, status), server)
     grpc_predict_v2_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(
@@ -167,17 +170,3 @@ def _channel(lifecycle: Lifecycle, address: str) -> grpc.aio.Channel:
     channel = open_channel(address)
     lifecycle.on_stop(channel.close)
     return channel
-
-
-def _batch_metrics() -> Callable[[int, float, float], None]:
-    instruments = meter(NAME)
-    size = instruments.create_histogram(semconv.METRIC_BATCH_SIZE, "{request}", "Requests of one model call.")
-    wait = instruments.create_histogram(semconv.METRIC_BATCH_WAIT, "s", "Time that a batch's oldest request waited.")
-    duration = instruments.create_histogram(semconv.METRIC_BATCH_DURATION, "s", "Time of one model call.")
-
-    def record(requests: int, wait_s: float, duration_s: float) -> None:
-        size.record(requests)
-        wait.record(wait_s)
-        duration.record(duration_s)
-
-    return record

@@ -93,9 +93,17 @@ class OutOfRangeError(FieldError):
 
 
 class ResourceExhaustedError(FieldError):
-    """Something is used up: disk space, connections, a queue."""
+    """Something is used up: disk space, connections, a queue.
+
+    Attributes:
+        retry_after_s: Seconds after which another attempt may succeed; None where that is not known.
+    """
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+    def __init__(self, field: str, value: object, remedy: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(field, value, remedy)
+        self.retry_after_s = retry_after_s
 
 
 class AbortedError(FieldError):

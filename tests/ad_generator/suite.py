@@ -57,6 +57,8 @@ class Neighbours:
                 "rspo_trainer_address": self.trainer.address,
                 "reward_logger_address": self.reward_logger.address,
                 "beam_widths": (3, 6, 10),
+                "beam_scale_min": 1.0,  # fixed widths, unless a test is about them
+                "beam_scale_max": 1.0,
                 "max_batch_size": 4,
                 **values,
             }

@@ -10,7 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 
 import pytest
-from ad_generator.batcher import Batcher
+from ad_generator.batch_plan import Limits
+from ad_generator.batcher import Batcher, Waiting
+from ad_generator.request_queue import RequestQueue
 from gr4ad_runtime.errors import DeadlineExceededError, ResourceExhaustedError
 
 
@@ -37,7 +39,8 @@ async def running(
     compute: Callable[[Sequence[int]], list[int]], max_size: int = 4, queue_limit: int = 8, max_wait_s: float = 0.001
 ) -> AsyncIterator[Batcher[int, int]]:
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="worker")
-    batcher = Batcher[int, int](compute, executor, max_size=max_size, max_wait_s=max_wait_s, queue_limit=queue_limit)
+    queue = RequestQueue[Waiting[int, int]]((1,), Limits(max_size, max_wait_s), queue_limit)
+    batcher = Batcher[int, int](lambda numbers, plan: compute(numbers), executor, queue, lambda number: 1)
     task = asyncio.create_task(batcher.run())
     try:
         yield batcher
@@ -141,3 +144,37 @@ async def test_a_lone_request_does_not_wait_long() -> None:
         begin = time.monotonic()
         await batcher.submit(1, soon())
         assert time.monotonic() - begin < 1.0
+
+
+async def test_the_earliest_deadline_goes_first() -> None:
+    worker = Worker()
+    worker.free.clear()
+    async with running(worker.compute, max_size=2) as batcher:
+        tasks = [asyncio.create_task(batcher.submit(0, soon()))]
+        while not worker.batches:
+            await asyncio.sleep(0.001)
+        now = time.monotonic()
+        for number, seconds in ((1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0)):
+            tasks.append(asyncio.create_task(batcher.submit(number, now + seconds)))
+        await asyncio.sleep(0.01)
+        worker.free.set()
+        await asyncio.gather(*tasks)
+    assert worker.batches == [[0], [4, 3], [2, 1]]
+
+
+async def test_a_queue_too_long_for_the_time_refuses_at_once_and_hints_when_to_retry() -> None:
+    def compute(numbers: Sequence[int]) -> list[int]:
+        time.sleep(0.02)
+        return list(numbers)
+
+    async with running(compute, max_size=1, queue_limit=1000, max_wait_s=0.0) as batcher:
+        for number in range(40):  # what a call takes has to be learned
+            await batcher.submit(number, soon())
+        deadline = time.monotonic() + 1.0  # for 3 s of work
+        calls = [batcher.submit(number, deadline) for number in range(150)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    refused = [outcome for outcome in outcomes if isinstance(outcome, ResourceExhaustedError)]
+    assert len(refused) >= 100
+    assert not isinstance(outcomes[0], Exception)
+    assert all("too long for this one's time" in error.message for error in refused)
+    assert all(error.retry_after_s is not None and error.retry_after_s > 0 for error in refused)

@@ -81,6 +81,8 @@ async def test_both_protocols_give_the_same_candidates(suite: Suite, raw: bool) 
     assert answer.id == "v2"
     assert answer.parameters["policy_id"].string_param == "first"
     assert answer.parameters["skipped_history_events"].int64_param == expected.skipped_history_events == 1
+    assert answer.parameters["beam_widths"].string_param == "3-6-10"
+    assert answer.parameters["beam_constrained_by"].string_param == "CONSTRAINT_SCHEDULE"
     rewards = suite.neighbours.rewards
     await eventually(lambda: {"v2", "typed"} <= set(rewards.lists), "both are logged")
     assert list(rewards.lists["v2"].user_context.history) == list(typed().user_context.history)

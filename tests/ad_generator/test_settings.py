@@ -15,6 +15,7 @@ def test_widths_are_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -
 def test_the_defaults_are_those_of_the_documents() -> None:
     settings = AdGeneratorSettings()
     assert (settings.beam_widths, settings.value_weight) == ((32, 64, 128), 1.0)
+    assert (settings.beam_scale_min, settings.beam_scale_max) == (0.25, 1.6)
     assert (settings.port, settings.rest_port, settings.host) == (50052, 0, "127.0.0.1")
     assert (settings.currency, settings.bid_margin_us) == ("USD", 20_000)
 
@@ -35,4 +36,13 @@ def test_a_currency_is_three_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_channel_of_odd_letters_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GR4AD_CHANNEL", "No Such")
     with pytest.raises(ValidationError, match="channel"):
+        AdGeneratorSettings()
+
+
+@pytest.mark.parametrize(("name", "value"), [("MIN", "0"), ("MIN", "1.1"), ("MAX", "0.9"), ("MAX", "9")])
+def test_scales_that_do_not_hold_the_policys_own_widths_are_refused(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"GR4AD_BEAM_SCALE_{name}", value)
+    with pytest.raises(ValidationError, match=f"beam_scale_{name.lower()}"):
         AdGeneratorSettings()

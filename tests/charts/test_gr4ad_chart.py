@@ -75,6 +75,7 @@ def test_every_setting_in_a_pod_is_one_that_its_service_reads(name: str, monkeyp
     )
     if name == "ad-generator":
         assert tuple(read.beam_widths) == (128, 256, 512)
+        assert (read.beam_scale_min, read.beam_scale_max) == (0.25, 1.6)
 
 
 def test_addresses_in_pods_are_services_of_the_release() -> None:

@@ -59,3 +59,12 @@ def test_an_invalid_argument_lists_every_field() -> None:
     bad = error_details_pb2.BadRequest()
     assert status.details[1].Unpack(bad)
     assert [(field.field, field.description) for field in bad.field_violations] == [("a", "no"), ("b", "neither")]
+
+
+def test_something_used_up_tells_when_to_retry_where_that_is_known() -> None:
+    status, _ = details(errors.ResourceExhaustedError("queue", "9 requests", "retry", retry_after_s=0.25))
+    retry = error_details_pb2.RetryInfo()
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.ToMicroseconds() == 250_000
+    status, _ = details(errors.ResourceExhaustedError("disk", "full", "free some space"))
+    assert len(status.details) == 1

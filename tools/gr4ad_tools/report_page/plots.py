@@ -183,6 +183,36 @@ def delay_dots(delays_ms: Mapping[str, Sequence[float]], limit_ms: float) -> str
     return _svg(figure)
 
 
+def lines(series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], x_label: str, y_label: str) -> str:
+    """Draw named series of points, x and y, joined by lines."""
+    figure, axes = _axes(5.6, 2.6)
+    for (name, (x, y)), colour in zip(series.items(), (POLICY, SECOND, THIRD), strict=False):
+        axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
+def time_lines(
+    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], y_label: str, limit: float | None = None
+) -> str:
+    """Draw named series over time, seconds and values, with a dotted limit."""
+    figure, axes = _axes(5.6, 2.2)
+    for (name, (seconds, values)), colour in zip(series.items(), (POLICY, SECOND, THIRD), strict=False):
+        axes.plot(seconds, values, color=colour, linewidth=0.8, label=name)
+    if limit is not None:
+        axes.axhline(limit, color=MUTED, linewidth=1, linestyle=":")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("seconds")
+    axes.set_ylabel(y_label)
+    if len(series) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return _svg(figure)
+
+
 def _axes(width: float, height: float) -> tuple[Figure, Axes]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
