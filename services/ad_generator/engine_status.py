@@ -8,13 +8,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad_runtime import semconv
 from gr4ad_runtime.telemetry import meter
-from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from ad_generator.batcher import Batcher
+from ad_generator.batcher import Batched, Batcher
 from ad_generator.engine import Engine, Generated, Query
 from ad_generator.generation import Generation
 from ad_generator.list_sender import ListSender
 from ad_generator.policy_follower import PolicyFollower
+from ad_generator.result_cache import ResultCache
+from ad_generator.shared_computation import SharedComputations
 
 
 class EngineStatus:
@@ -49,6 +51,17 @@ class EngineStatus:
             status.policy.CopyFrom(state.policy.ref)
             status.live_ads = len(state.mirror.table.live_slots)
             status.catalog_cursor = state.mirror.cursor
+        cache, computations = self._generation.cache, self._generation.computations
+        if cache is not None:
+            status.result_cache.CopyFrom(
+                generation_pb2.ResultCacheStatus(
+                    entries=len(cache),
+                    hits=cache.hits,
+                    shared=computations.shared,
+                    misses=computations.own,
+                    stale=cache.stale,
+                )
+            )
         return status
 
     def register_metrics(self, batcher: Batcher[Query, Generated]) -> None:
@@ -71,7 +84,25 @@ class EngineStatus:
             (semconv.METRIC_LISTS_DROPPED, "{list}", "Served lists given up.", lambda: self._sender.dropped),
         ):
             instruments.create_observable_counter(name, [_observe(read)], unit, description)
+        if self._generation.cache is not None:
+            _register_cache(instruments, self._generation.cache, self._generation.computations)
 
 
 def _observe(read: Callable[[], int]) -> Callable[[CallbackOptions], Iterable[Observation]]:
     return lambda options: [Observation(read())]
+
+
+def _register_cache(
+    instruments: Meter, cache: ResultCache, computations: SharedComputations[Batched[Generated]]
+) -> None:
+    entries = "Answers kept in the result cache."
+    instruments.create_observable_gauge(
+        semconv.METRIC_CACHE_ENTRIES, [_observe(lambda: len(cache))], "{answer}", entries
+    )
+    for name, unit, description, read in (
+        (semconv.METRIC_CACHE_HITS, "{request}", "Requests answered from the cache.", lambda: cache.hits),
+        (semconv.METRIC_CACHE_SHARED, "{request}", "Requests answered with an equal one.", lambda: computations.shared),
+        (semconv.METRIC_CACHE_MISSES, "{request}", "Requests computed.", lambda: computations.own),
+        (semconv.METRIC_CACHE_STALE, "{answer}", "Answers dropped when asked for.", lambda: cache.stale),
+    ):
+        instruments.create_observable_counter(name, [_observe(read)], unit, description)
