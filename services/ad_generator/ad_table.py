@@ -45,6 +45,9 @@ class AdTable:
         self._slots: dict[str, int] = {}
         self._sids = np.zeros((FIRST_CAPACITY, len(level_sizes)), np.int64)
         self._live = np.zeros(FIRST_CAPACITY, np.bool_)
+        self.arrivals = 0
+        """How often an ad came to life so far."""
+        self._last_arrivals = np.zeros(level_sizes[0], np.int64)  # by first code: the latest, as `arrivals` counts
         self._flips: tuple[int, list[int]] = (0, [])  # how many came before the kept ones, and their slots
 
     def __len__(self) -> int:
@@ -68,6 +71,9 @@ class AdTable:
                 self._live[slot] = live
                 (self.live_slots.add if live else self.live_slots.discard)(slot)
                 self._note_flip(slot)
+                if live:
+                    self.arrivals += 1
+                    self._last_arrivals[self._sids[slot, 0]] = self.arrivals
 
     @property
     def flips(self) -> int:
@@ -81,6 +87,17 @@ class AdTable:
         if flips < before or before + len(slots) - flips > self._most_flips():
             return None
         return np.unique(np.array(slots[flips - before :], np.int64))
+
+    def came_since(self, arrivals: int, first_codes: NDArray[np.int64] | None) -> bool:
+        """Tell whether an ad came to life after a number of arrivals.
+
+        Args:
+            arrivals: What `arrivals` was.
+            first_codes: Look at ads whose SID starts with one of these only, `[n]`; None for any ad.
+        """
+        if self.arrivals == arrivals or first_codes is None:
+            return self.arrivals > arrivals
+        return bool((self._last_arrivals[first_codes] > arrivals).any())
 
     def slots(self, ad_ids: Sequence[str]) -> NDArray[np.int64]:
         """Return the slots of ads, -1 for an unknown one, `[len(ad_ids)]`."""

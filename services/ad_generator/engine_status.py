@@ -6,12 +6,16 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad_runtime import semconv
 from gr4ad_runtime.telemetry import meter
+from opentelemetry.metrics import Meter
 
 from ad_generator.batch_metrics import observe
-from ad_generator.engine import Engine
+from ad_generator.batcher import Batched
+from ad_generator.engine import Engine, Generated
 from ad_generator.generation import Generation
 from ad_generator.list_sender import ListSender
 from ad_generator.policy_follower import PolicyFollower
+from ad_generator.result_cache import ResultCache
+from ad_generator.shared_computation import SharedComputations
 
 
 class EngineStatus:
@@ -46,6 +50,17 @@ class EngineStatus:
             status.policy.CopyFrom(state.policy.ref)
             status.live_ads = len(state.mirror.table.live_slots)
             status.catalog_cursor = state.mirror.cursor
+        cache, computations = self._generation.cache, self._generation.computations
+        if cache is not None:
+            status.result_cache.CopyFrom(
+                generation_pb2.ResultCacheStatus(
+                    entries=len(cache),
+                    hits=cache.hits,
+                    shared=computations.shared,
+                    misses=computations.own,
+                    stale=cache.stale,
+                )
+            )
         return status
 
     def register_metrics(self) -> None:
@@ -67,3 +82,21 @@ class EngineStatus:
             (semconv.METRIC_LISTS_DROPPED, "{list}", "Served lists given up.", lambda: self._sender.dropped),
         ):
             instruments.create_observable_counter(name, [observe(read)], unit, description)
+        if self._generation.cache is not None:
+            _register_cache(instruments, self._generation.cache, self._generation.computations)
+
+
+def _register_cache(
+    instruments: Meter, cache: ResultCache, computations: SharedComputations[Batched[Generated]]
+) -> None:
+    entries = "Answers kept in the result cache."
+    instruments.create_observable_gauge(
+        semconv.METRIC_CACHE_ENTRIES, [observe(lambda: len(cache))], "{answer}", entries
+    )
+    for name, unit, description, read in (
+        (semconv.METRIC_CACHE_HITS, "{request}", "Requests answered from the cache.", lambda: cache.hits),
+        (semconv.METRIC_CACHE_SHARED, "{request}", "Requests answered with an equal one.", lambda: computations.shared),
+        (semconv.METRIC_CACHE_MISSES, "{request}", "Requests computed.", lambda: computations.own),
+        (semconv.METRIC_CACHE_STALE, "{answer}", "Answers dropped when asked for.", lambda: cache.stale),
+    ):
+        instruments.create_observable_counter(name, [observe(read)], unit, description)

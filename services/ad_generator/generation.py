@@ -10,11 +10,15 @@ from gr4ad_runtime.errors import UnavailableError
 from gr4ad_runtime.telemetry import current_traceparent
 
 from ad_generator.arrival import Arrival
-from ad_generator.batcher import Batcher
+from ad_generator.batcher import Batched, Batcher
 from ad_generator.engine import Engine, Generated, Query
 from ad_generator.list_sender import ListSender, Served
 from ad_generator.message_translation import query_of, response_of
 from ad_generator.request_trace import record_spans
+from ad_generator.result_cache import Moment, ResultCache, request_key
+from ad_generator.shared_computation import SharedComputations
+
+Response = generation_pb2.GenerateAdsResponse
 
 
 class Generation:
@@ -28,6 +32,7 @@ class Generation:
         *,
         channel: str,
         default_budget_us: int,
+        cache: ResultCache | None = None,
     ) -> None:
         """Wire the parts.
 
@@ -37,12 +42,17 @@ class Generation:
             sender: Takes the answers for the reward log.
             channel: Channel that the engine follows, for messages and the log.
             default_budget_us: Time of a request that states none.
+            cache: Keeps answers; without one each request is answered by a computation of its own.
         """
         self._engine = engine
         self._batcher = batcher
         self._sender = sender
         self._channel = channel
         self._default_budget_us = default_budget_us
+        self.cache = cache
+        """Answers kept; None where none are."""
+        self.computations: SharedComputations[Batched[Generated]] = SharedComputations()
+        """What is computed for equal requests; unused without a cache."""
         self.answered = 0
         """Requests answered."""
 
@@ -69,8 +79,7 @@ class Generation:
         budget_s = (request.latency_budget_us or self._default_budget_us) * 1e-6
         if arrival.time_remaining_s is not None:
             budget_s = min(budget_s, arrival.time_remaining_s)
-        batched = await self._batcher.submit(query_of(request), time.monotonic() + budget_s)
-        response = response_of(batched.result, self._shown(batched.result))
+        response, batched = await self._answer(request, time.monotonic() + budget_s)
         if not arrival.test:
             self._sender.offer(
                 Served(
@@ -90,6 +99,43 @@ class Generation:
     def advertiser_of(self, ad_id: str) -> str | None:
         """Return the account that pays for an ad of the current catalogue; None for an ad that is not in it."""
         return None if self._engine.state is None else self._engine.state.mirror.table.advertiser_of(ad_id)
+
+    async def _answer(
+        self, request: generation_pb2.GenerateAdsRequest, deadline: float
+    ) -> tuple[Response, Batched[Generated] | None]:
+        """Return the answer, and how it was computed where it was computed for this request."""
+        if self.cache is None:
+            batched = await self._batcher.submit(query_of(request), deadline)
+            return self._response(batched.result, Response.ORIGIN_COMPUTED), batched
+        state = self._engine.state
+        assert state is not None
+        key = request_key(request)
+        kept = self.cache.find(key, state.policy, state.mirror.table)
+        if kept is not None:
+            return kept, None
+        began = self.cache.moment(state.policy, state.mirror.table)
+        # Who asks after a swap shares nothing with those before it.
+        question = (key, state.policy.ref.policy_id, state.policy.ref.sha256)
+        batched, shared = await self.computations.result(
+            question, deadline, lambda: self._compute(request, deadline, key, began)
+        )
+        if shared:
+            return self._response(batched.result, Response.ORIGIN_SHARED), None
+        return self._response(batched.result, Response.ORIGIN_COMPUTED), batched
+
+    async def _compute(
+        self, request: generation_pb2.GenerateAdsRequest, deadline: float, key: bytes, began: Moment
+    ) -> Batched[Generated]:
+        batched = await self._batcher.submit(query_of(request), deadline)
+        found = batched.result
+        if self.cache is not None and found.policy is began.policy and found.table is began.table:
+            self.cache.keep(key, began, response_of(found, set(found.slots)), found.slots, request.candidate_count)
+        return batched
+
+    def _response(self, generated: Generated, origin: Response.Origin.ValueType) -> Response:
+        response = response_of(generated, self._shown(generated))
+        response.origin = origin
+        return response
 
     def _shown(self, generated: Generated) -> Set[int]:
         """Look at each candidate's state once more: a pause that came during the search counts, too."""

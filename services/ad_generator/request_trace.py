@@ -10,20 +10,22 @@ from opentelemetry import trace
 from ad_generator.batcher import Batched
 from ad_generator.engine import Generated
 
+Origin = generation_pb2.GenerateAdsResponse.Origin
+
 
 def record_spans(
     request: generation_pb2.GenerateAdsRequest,
     response: generation_pb2.GenerateAdsResponse,
-    batched: Batched[Generated],
+    batched: Batched[Generated] | None,
 ) -> None:
     """Describe a request in the current span, and its stages in spans below; nothing where the trace is not recorded.
 
-    The stages are those of the whole batch: every request of it waited for all of them.
+    The stages are those of the whole batch: every request of it waited for all of them. An answer that was not computed
+    for this request (`batched` is None) has no stages.
     """
     span = trace.get_current_span()
     if not span.is_recording():
         return
-    generated = batched.result
     span.set_attributes(
         {
             semconv.REQUEST_ID: request.request_id,
@@ -32,12 +34,16 @@ def record_spans(
             semconv.HISTORY_LENGTH: len(request.user_context.history),
             semconv.HISTORY_SKIPPED: response.skipped_history_events,
             semconv.POLICY_ID: response.policy.policy_id,
-            semconv.BEAM_WIDTHS: generated.plan.widths,
-            semconv.BEAM_CONSTRAINED_BY: generated.plan.constrained_by.value,
-            semconv.BEAM_SCALE: generated.scale,
-            semconv.LOAD: generated.load,
+            semconv.BEAM_WIDTHS: tuple(response.beam_trace.widths),
+            semconv.BEAM_SCALE: response.beam_trace.scale,
+            semconv.LOAD: response.beam_trace.load,
+            semconv.ANSWER_ORIGIN: Origin.Name(response.origin).removeprefix("ORIGIN_").lower(),
         }
     )
+    if batched is None:
+        return
+    generated = batched.result
+    span.set_attribute(semconv.BEAM_CONSTRAINED_BY, generated.plan.constrained_by.value)
     spans = tracer(__name__)
     wait = spans.start_span(semconv.SPAN_WAIT_FOR_BATCH, start_time=batched.enqueued_ns)
     wait.end(batched.started_ns)

@@ -63,6 +63,11 @@ class AdGeneratorSettings(ServiceSettings):
         default=8192, ge=1, le=1_000_000, description="Served lists waiting for the reward log at most."
     )
 
+    result_cache_seconds: float = Field(
+        default=60.0, ge=0.0, le=3600.0, description="How old a kept answer may be that is given again; 0 keeps none."
+    )
+    result_cache_entries: int = Field(default=10_000, ge=1, le=1_000_000, description="Answers kept at most.")
+
     @field_validator("beam_widths", mode="before")
     @classmethod
     def _parse_widths(cls, value: Any) -> Any:

@@ -34,6 +34,7 @@ from ad_generator.list_sender import ListSender
 from ad_generator.policy_follower import PolicyFollower
 from ad_generator.policy_loader import PolicyLoader
 from ad_generator.request_queue import RequestQueue
+from ad_generator.result_cache import ResultCache
 from ad_generator.servicer import GenerationServicer
 from ad_generator.settings import AdGeneratorSettings
 
@@ -84,8 +85,13 @@ def build_generator(
         engine.compute, inference, queue, lambda query: query.candidate_count, metrics.record_batch
     )
     sender = ListSender(reward_pb2_grpc.RewardServiceStub(reward_channel), settings.list_queue_limit)
+    cache = (
+        ResultCache(settings.result_cache_seconds, settings.result_cache_entries)
+        if settings.result_cache_seconds
+        else None
+    )
     generation = Generation(
-        engine, batcher, sender, channel=settings.channel, default_budget_us=settings.latency_budget_us
+        engine, batcher, sender, channel=settings.channel, default_budget_us=settings.latency_budget_us, cache=cache
     )
 
     def make_mirror(codebook_id: str, level_sizes: tuple[int, ...]) -> CatalogMirror:

@@ -217,7 +217,9 @@ async def test_without_a_policy_there_is_no_bid(neighbours: Neighbours) -> None:
 
 
 async def test_a_full_queue_is_a_no_bid_at_once(neighbours: Neighbours) -> None:
-    async with run_ready_generator(neighbours, queue_limit=1, max_batch_wait_us=1_000_000) as suite:
+    async with run_ready_generator(
+        neighbours, queue_limit=1, max_batch_wait_us=1_000_000, result_cache_seconds=0
+    ) as suite:
         async with exchange(suite.model.bid) as ssp:
             calls = [asyncio.create_task(ssp.post(bid_request())) for _ in range(2)]
             done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)

@@ -30,7 +30,8 @@ BASE = (2, 4, 8)
 @pytest.fixture
 async def suite(neighbours: Neighbours) -> AsyncIterator[Suite]:
     """A generator whose widths follow the load, narrow enough that live prefixes never bound them."""
-    async with run_ready_generator(neighbours, beam_widths=BASE, beam_scale_min=0.25, beam_scale_max=1.6) as running:
+    values = {"beam_widths": BASE, "beam_scale_min": 0.25, "beam_scale_max": 1.6}
+    async with run_ready_generator(neighbours, **values, result_cache_seconds=0) as running:  # requests are alike
         yield running
 
 

@@ -20,7 +20,7 @@ from gr4ad_runtime.settings import ServiceSettings
 from gr4ad_runtime.telemetry import configure_telemetry
 from rich.console import Console
 
-from gr4ad_tools import codebook, codebook_fit, evaluation, figures, ingest, train, yardstick
+from gr4ad_tools import codebook, codebook_fit, evaluation, figures, ingest, suite_processes, train, yardstick
 from gr4ad_tools.audience import Audience
 from gr4ad_tools.demo import arms, online, phases
 from gr4ad_tools.demo.progress import Phase, Steps
@@ -39,6 +39,8 @@ SCENARIO = "steady"
 CODEBOOK_ID = "demo"
 # Of the traces that start in a service: load is not traced by its caller, and a few of its requests suffice.
 SAMPLE_RATIO = "0.002"
+# Its users come again and again: their figures are to be those of the engine.
+NO_RESULT_CACHE = {"GR4AD_RESULT_CACHE_SECONDS": "0"}
 
 
 @dataclass(frozen=True)
@@ -243,10 +245,11 @@ async def _suite(
         otlp_endpoint=receiver.endpoint,
         env={"GR4AD_TRACE_SAMPLE_RATIO": SAMPLE_RATIO},
         service_env={
+            **dict.fromkeys(("ad_generator", suite_processes.CANARY), NO_RESULT_CACHE),
             "rspo_trainer": {
                 "GR4AD_OUTCOME_WAIT_SECONDS": str(online.OUTCOME_WAIT_S),
                 "GR4AD_PUBLISH_SECONDS": str(online.PUBLISH_S),
-            }
+            },
         },
     )
     async with contextlib.AsyncExitStack() as stack:
