@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from gr4ad_core.decoding.beam_search import expected_ecpm_of_beams
-from gr4ad_core.model.lazy_ar import LazyAr
 from rich.progress import Progress
 
 from gr4ad_tools import figures
@@ -18,7 +16,7 @@ from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
 from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
 from gr4ad_tools.bench.decode.turns import Step, in_turn, median_ms, ratio
-from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, perplexities, random_policy, request
+from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, in_type, perplexities, random_policy, request
 from gr4ad_tools.bench.index import short
 from gr4ad_tools.figures import Figure
 
@@ -128,7 +126,7 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
 
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
-    half = _bfloat16(work.model)
+    half = in_type(work.model, torch.bfloat16)
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     steps: Mapping[str, Step] = {
@@ -149,11 +147,6 @@ def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
         share = ratio(f"gemm_share_{kind}", seconds[f"gemm_{kind}"], seconds[kind], scale=flops / of_product)
         found |= {name: replace(figure, unit="share") for name, figure in share.items()}
     return found
-
-
-def _bfloat16(model: LazyAr) -> LazyAr:
-    """Return a copy whose every weight and state is bfloat16; log-probabilities are summed in float32 by the search."""
-    return copy.deepcopy(model).to(torch.bfloat16)
 
 
 def costs(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
@@ -237,7 +230,7 @@ def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     del rounds
     setting = work.setting
     exact = ExactSearch(work.model, work.sids_NT)
-    models = {"f32": work.model, "bf16": _bfloat16(work.model)}
+    models = {"f32": work.model, "bf16": in_type(work.model, torch.bfloat16)}
     shares: dict[str, list[float]] = {kind: [] for kind in models}
     task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
     for number, inputs in enumerate(work.batches):

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 from gr4ad_core.model.config import LazyArConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from gr4ad_tools.bench.decode.exact_search import Sid
 from gr4ad_tools.bench.decode.workload import Ints
@@ -55,8 +55,8 @@ class T5Generate:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._model: Any = T5ForConditionalGeneration(t5)
-        self._model.eval()
+            model: nn.Module = T5ForConditionalGeneration(t5)
+        self._model: Any = model.eval()
         # The cache takes its length from the encoder's number of layers, so the encoder is cut after it is made.
         self._model.encoder.block = self._model.encoder.block[:1]
         self._n_levels = config.n_levels
