@@ -106,6 +106,7 @@ def test_the_exact_search_finds_what_the_naive_one_finds() -> None:
 @pytest.mark.parametrize("n_lazy", [2, 0])
 def test_arithmetic_is_what_torch_counts(n_lazy: int) -> None:
     work = workload(replace(CONFIG, n_lazy=n_lazy))
+    work.model.requires_grad_(False)  # the counter hooks into gradients, which inference mode has none of
     # The fused attention of CPUs is unknown to torch's counter: let it see the two products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         decode(work.model, work.batches[0], work.trie, WIDTHS)
