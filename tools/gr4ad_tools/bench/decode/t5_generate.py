@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 from gr4ad_core.model.config import LazyArConfig
@@ -56,7 +56,7 @@ class T5Generate:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model: nn.Module = T5ForConditionalGeneration(t5)
-        self._model: Any = model.eval()
+        self._model = cast(Any, model.eval())
         # The cache takes its length from the encoder's number of layers, so the encoder is cut after it is made.
         self._model.encoder.block = self._model.encoder.block[:1]
         self._n_levels = config.n_levels
