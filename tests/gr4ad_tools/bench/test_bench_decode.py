@@ -163,7 +163,8 @@ def test_the_command_prints_figures_and_keeps_them(tmp_path: Path) -> None:
 def test_the_command_shows_where_the_time_goes(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [*SMALL, "--profile", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
-    assert "aten::addmm" in result.stdout
+    assert "aten::" in result.stdout  # which ones lead depends on the machine
+    assert "Self CPU time total" in result.stdout
     assert not (tmp_path / "out").exists()
 
 
