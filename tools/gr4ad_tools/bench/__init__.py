@@ -6,6 +6,7 @@ import typer
 
 from gr4ad_tools.bench.beams import beams_command
 from gr4ad_tools.bench.codebook import codebook_command
+from gr4ad_tools.bench.decode.command import decode_command
 from gr4ad_tools.bench.embedding import embedding_command
 from gr4ad_tools.bench.index import index_command
 from gr4ad_tools.bench.ingest import ingest_command
@@ -13,6 +14,7 @@ from gr4ad_tools.bench.ingest import ingest_command
 app = typer.Typer(no_args_is_help=True)
 app.command("beams")(beams_command)
 app.command("codebook")(codebook_command)
+app.command("decode")(decode_command)
 app.command("embedding")(embedding_command)
 app.command("index")(index_command)
 app.command("ingest")(ingest_command)

@@ -1,0 +1,131 @@
+"""The command `gr4ad bench decode`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import torch
+import typer
+from gr4ad_core.model.config import LazyArConfig
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from torch.profiler import ProfilerActivity, profile
+
+from gr4ad_tools import figures
+from gr4ad_tools.bench.decode.comparisons import COMPARISONS, Rounds
+from gr4ad_tools.bench.decode.turns import WARM_UP
+from gr4ad_tools.bench.decode.workload import Setting, Workload
+from gr4ad_tools.call_error import leave
+from gr4ad_tools.codebook import parse_sizes
+from gr4ad_tools.demo.state import OutputFolderError, RunState
+from gr4ad_tools.figures import Figure
+from gr4ad_tools.measure import print_figures
+
+PROFILE_ROWS: Final = 25
+
+
+def decode_command(
+    ads: Annotated[int, typer.Option(min=16, help="Live ads.")] = 100_000,
+    level_sizes: Annotated[str, typer.Option(help="Codes of every level, powers of two.")] = "4096,1024,256",
+    beams: Annotated[str, typer.Option(help="Beams to keep at every level.")] = "128,256,512",
+    batch: Annotated[int, typer.Option(min=1, help="Requests of one model call.")] = 8,
+    events: Annotated[int, typer.Option(min=4, help="Events of every user's history.")] = 128,
+    d_model: Annotated[int, typer.Option(help="Width of the model; its feed-forward blocks are twice as wide.")] = 256,
+    heads: Annotated[int, typer.Option(help="Attention heads.")] = 8,
+    layers: Annotated[int, typer.Option(help="Decoder layers L.")] = 9,
+    lazy: Annotated[int, typer.Option(min=1, help="Lazy layers K among them.")] = 6,
+    sizes: Annotated[
+        str, typer.Option(help="Live ads that the cost is measured at.")
+    ] = "10000,100000,1000000,10000000",
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each pair.")] = 20,
+    generate_rounds: Annotated[int, typer.Option(min=1, help="Turns of Hugging Face's generate.")] = 5,
+    only: Annotated[list[str] | None, typer.Option(help=f"Groups to measure, of {', '.join(COMPARISONS)}.")] = None,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 for all cores.")] = 0,
+    profiled: Annotated[
+        bool, typer.Option("--profile", help="Print where the time of one batch goes, and measure nothing.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run goes on there.")] = Path(
+        "out/bench-decode"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Time the decode engine beside itself without each of its tricks, a plain decoder and Hugging Face's generate."""
+    chosen = only or list(COMPARISONS)
+    for name in chosen:
+        if name not in COMPARISONS:
+            leave(f"--only: {name}: choose of {', '.join(COMPARISONS)}")
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    try:
+        config = LazyArConfig(
+            level_sizes=parse_sizes(level_sizes) or (),
+            d_model=d_model,
+            n_heads=heads,
+            n_layers=layers,
+            n_lazy=lazy,
+            d_ff=2 * d_model,
+            kv_groups=3,
+            max_history=events,
+            n_ecpm_buckets=64,
+        )
+        setting = Setting(config, ads, parse_sizes(beams) or (), batch, seed)
+        counts = Rounds(rounds, generate_rounds, parse_sizes(sizes) or ())
+        if profiled:
+            print(profile_table(Workload.draw(setting)))
+            return
+        found = _measured(setting, counts, chosen, out)
+    except (ValueError, OutputFolderError) as error:
+        leave(str(error))
+    except KeyboardInterrupt:
+        leave(f"interrupted: the same command goes on where it was; what there is lies in {out}", code=130)
+    finally:
+        torch.set_num_threads(threads_before)
+    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
+    figures.write_json(out / "summary.json", document)
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        print_figures(found, Console())
+    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
+
+
+def _measured(setting: Setting, counts: Rounds, chosen: Sequence[str], out: Path) -> dict[str, Figure]:
+    """Return the figures of all groups, one group after the other."""
+    threads = torch.get_num_threads()
+    parameters = {**_plain(setting), **_plain(counts), "threads": threads, "groups": list(chosen)}
+    state = RunState.open(out, parameters)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("draw the workload", total=1)
+        work = Workload.draw(setting)
+        bar.update(task, completed=1)
+        for name in chosen:
+            if name not in state.results:
+                of_group = COMPARISONS[name](work, counts, bar)
+                state.done(name, {key: asdict(figure) for key, figure in of_group.items()})
+    state.finish()
+    found = {key: Figure(**figure) for name in chosen for key, figure in state.results[name].items()}
+    return {"threads": Figure(threads, "threads"), **found}
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    """Return a dataclass as what JSON gives back."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(value)))
+    return plain
+
+
+def profile_table(work: Workload) -> str:
+    """Return the operations of one batch that took the most processor time of their own."""
+    for number in range(WARM_UP):
+        work.decode(number)
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        work.decode(WARM_UP)
+    table: str = recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=PROFILE_ROWS)
+    return table

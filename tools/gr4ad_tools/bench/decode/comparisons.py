@@ -1,0 +1,257 @@
+"""What is measured, one function for each group of figures; each takes the workload and returns its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from gr4ad_core.decoding.beam_search import expected_ecpm_of_beams
+from rich.progress import Progress
+
+from gr4ad_tools import figures
+from gr4ad_tools.bench.decode.exact_search import ExactSearch
+from gr4ad_tools.bench.decode.flops import decode_flops
+from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
+from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
+from gr4ad_tools.bench.decode.turns import Step, in_turn, median_ms, ratio
+from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, in_type, perplexities, random_policy, request
+from gr4ad_tools.bench.index import short
+from gr4ad_tools.figures import Figure
+
+GEMM_SIZE: Final = 2048
+"""Rows and columns of the matrix product whose rate the engine is held against."""
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often steps take turns, and what the cost tables cover."""
+
+    paired: int
+    """Of every ratio but that of Hugging Face's `generate`."""
+    generate: int
+    """Of that one, which takes seconds each."""
+    sizes: tuple[int, ...]
+    """Live SIDs that the cost is measured at."""
+
+
+def describe(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Say what the workload is like: fan-outs of live prefixes, and how sharp the policy's distributions are."""
+    del rounds, bar
+    return _fan_outs(work) | {
+        f"perplexity_level_{level}": Figure(value, "codes", work.setting.batch * work.setting.widths[-1])
+        for level, value in enumerate(perplexities(work), start=1)
+    }
+
+
+def _fan_outs(work: Workload, suffix: str = "") -> dict[str, Figure]:
+    return {
+        f"fan_out_level_{level}{suffix}": Figure(value, "live children", live)
+        for level, (value, live) in enumerate(zip(work.fan_outs, work.live_counts, strict=False), start=2)
+    }
+
+
+def tricks(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Take one trick away at a time: batch of the setting, same widths, but for `growing_ratio`, and float32.
+
+    `control_ratio` is the search of `plain_search` with every trick on over the engine: near one, or the others are
+    not what they say.
+    """
+    ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
+    flat = (work.setting.widths[-1],) * len(work.setting.widths)
+    others: Mapping[str, Step] = {
+        "lazyar_ratio": lambda number: work.decode(number, model=ordinary),
+        "growing_ratio": lambda number: work.decode(number, widths=flat),
+        "shared_kv_ratio": lambda number: _plain(work, number, Tricks(shared_context=False)),
+        "precut_ratio": lambda number: _plain(work, number, Tricks(pre_cut=False)),
+        "control_ratio": lambda number: _plain(work, number, Tricks()),
+    }
+    found: dict[str, Figure] = {}
+    for name, other in others.items():
+        seconds = in_turn({"other": other, "engine": work.decode}, rounds.paired, bar, name)
+        found |= ratio(name, seconds["other"], seconds["engine"])
+        found[name.replace("_ratio", "_ms")] = median_ms(seconds["other"])
+    return found | {"batch_ms": median_ms(seconds["engine"])}
+
+
+@torch.inference_mode()
+def _plain(work: Workload, number: int, with_tricks: Tricks) -> object:
+    context = work.model.encode_context(work.batches[number % BATCHES])
+    return plain_beam_search(work.model, context, work.trie, work.setting.widths, with_tricks)
+
+
+def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Compare a request of the plain decoder with a request's share of the engine's batch.
+
+    The plain decoder has K = 0, decodes one request at a time, flat at the last width, and uses no trick.
+    """
+    ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
+    flat = (work.setting.widths[-1],) * len(work.setting.widths)
+    nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
+
+    @torch.inference_mode()
+    def plain(number: int) -> object:
+        context = ordinary.encode_context(work.single_requests[number % BATCHES])
+        return plain_beam_search(ordinary, context, work.trie, flat, nothing)
+
+    seconds = in_turn({"plain": plain, "engine": work.decode}, rounds.paired, bar, "total_ratio")
+    return ratio("total_ratio", seconds["plain"], seconds["engine"], scale=work.setting.batch) | {
+        "plain_request_ms": median_ms(seconds["plain"])
+    }
+
+
+def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Compare a request of Hugging Face's `generate` with a request's share of the engine's batch.
+
+    Returns:
+        Nothing where transformers is not installed; the bar says so.
+    """
+    try:
+        t5 = T5Generate(work.setting.config, work.sids_NT, work.setting.seed)
+    except MissingTransformersError as error:
+        bar.console.print(str(error), style="yellow", markup=False, soft_wrap=True)
+        return {}
+    prompts = [t5.prompt(each.sids_BST[0]) for each in work.single_requests]
+    beams = work.setting.widths[-1]
+    steps: Mapping[str, Step] = {
+        "generate": lambda number: t5.generate(prompts[number % BATCHES], beams),
+        "engine": work.decode,
+    }
+    seconds = in_turn(steps, rounds.generate, bar, "hf_generate_ratio")
+    return ratio("hf_generate_ratio", seconds["generate"], seconds["engine"], scale=work.setting.batch) | {
+        "hf_generate_request_ms": median_ms(seconds["generate"])
+    }
+
+
+def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
+    half = in_type(work.model, torch.bfloat16)
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
+    a16, b16 = a.bfloat16(), b.bfloat16()
+    steps: Mapping[str, Step] = {
+        "gemm_f32": lambda _: a @ b,
+        "f32": work.decode,
+        "gemm_bf16": lambda _: a16 @ b16,
+        "bf16": lambda number: work.decode(number, model=half),
+    }
+    seconds = in_turn(steps, rounds.paired, bar, "gemm_share and bf16_ratio")
+    setting = work.setting
+    flops = decode_flops(setting.config, setting.batch, setting.config.max_history, setting.widths)
+    found = {"batch_gflop": Figure(flops / 1e9, "GFLOP")} | ratio("bf16_ratio", seconds["f32"], seconds["bf16"])
+    found["bf16_batch_ms"] = median_ms(seconds["bf16"])
+    of_product = 2 * GEMM_SIZE**3
+    for kind in ("f32", "bf16"):
+        rates = [of_product / each / 1e9 for each in seconds[f"gemm_{kind}"]]
+        found[f"gemm_gflops_{kind}"] = figures.percentile(rates, 50, "GFLOP/s")
+        share = ratio(f"gemm_share_{kind}", seconds[f"gemm_{kind}"], seconds[kind], scale=flops / of_product)
+        found |= {name: replace(figure, unit="share") for name, figure in share.items()}
+    return found
+
+
+def costs(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Measure one request alone, its eCPM step, and what a batch costs by beams, events, layers and live SIDs."""
+    context_1 = work.model.encode_context(work.single_requests[0])
+    result = decode(work.model, work.single_requests[0], work.trie, work.setting.widths)
+    everything_1N = torch.arange(work.setting.widths[-1])[None]
+    steps: Mapping[str, Step] = {
+        "single_ms": lambda number: decode(
+            work.model, work.single_requests[number % BATCHES], work.trie, work.setting.widths
+        ),
+        "ecpm_step_ms": lambda _: expected_ecpm_of_beams(work.model, context_1, result, everything_1N),
+    }
+    seconds = in_turn(steps, rounds.paired, bar, "single request and eCPM step")
+    found = {name: median_ms(each) for name, each in seconds.items()}
+    return found | _by_beams(work, rounds, bar) | _by_shape(work, rounds, bar) | _by_ads(work, rounds, bar)
+
+
+def _by_beams(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Widen or narrow all levels by one factor, so that the last width is a quarter to four times the setting's."""
+    plans = {
+        widths[-1]: widths
+        for widths in (tuple(max(width * times // 4, 1) for width in work.setting.widths) for times in (1, 2, 4, 8, 16))
+    }
+    steps = {
+        f"ms_beams_{last}": lambda number, widths=widths: work.decode(number, widths=widths)
+        for last, widths in plans.items()
+    }
+    seconds = in_turn(steps, rounds.paired, bar, "by beams")
+    least, most = min(plans), max(plans)
+    name = f"beams_{most}_over_{least}"
+    of_all = seconds[f"ms_beams_{most}"], seconds[f"ms_beams_{least}"]
+    return (
+        {name: median_ms(each) for name, each in seconds.items()}
+        | ratio(name, *of_all)
+        | ratio(f"{name}_per_beam", *of_all, scale=least / most)
+    )
+
+
+def _by_shape(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Change the events of a history, then the layers of the decoder, two thirds of them lazy."""
+    config, seed = work.setting.config, work.setting.seed
+    by_events = [replace(config, max_history=max(config.max_history * times // 4, 1)) for times in (1, 2, 4, 8, 16)]
+    depths = [max(config.n_layers * times // 3, 1) for times in (1, 2, 3, 4)]
+    by_depth = [
+        replace(config, n_layers=depth, n_lazy=depth * 2 // 3, kv_groups=min(config.kv_groups, depth))
+        for depth in depths
+    ]
+    named = {
+        "events": {f"ms_events_{shape.max_history}": shape for shape in by_events},
+        "layers": {f"ms_layers_{shape.n_layers}": shape for shape in by_depth},
+    }
+    found: dict[str, Figure] = {}
+    for what, shapes in named.items():
+        steps = {name: work.with_policy(random_policy(shape, seed)).decode for name, shape in shapes.items()}
+        found |= {name: median_ms(each) for name, each in in_turn(steps, rounds.paired, bar, f"by {what}").items()}
+    return found
+
+
+def _by_ads(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Change the number of live SIDs; the policy stays."""
+    found: dict[str, Figure] = {}
+    steps: dict[str, Step] = {}
+    for size in rounds.sizes:
+        task = bar.add_task(f"{size:,} ads: build", total=1)
+        other = Workload.draw(replace(work.setting, ads=size))
+        bar.update(task, completed=1)
+        steps[f"ms_ads_{short(size)}"] = other.decode
+        found |= _fan_outs(other, f"_{short(size)}")
+    seconds = in_turn(steps, rounds.paired, bar, "by ads")
+    least, most = short(min(rounds.sizes)), short(max(rounds.sizes))
+    return (
+        found
+        | {name: median_ms(each) for name, each in seconds.items()}
+        | ratio(f"ads_{most}_over_{least}", seconds[f"ms_ads_{most}"], seconds[f"ms_ads_{least}"])
+    )
+
+
+def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
+    """Compare the engine's lists with the oracle's: of every batch's requests, in float32 and in bfloat16."""
+    del rounds
+    setting = work.setting
+    exact = ExactSearch(work.model, work.sids_NT)
+    models = {"f32": work.model, "bf16": in_type(work.model, torch.bfloat16)}
+    shares: dict[str, list[float]] = {kind: [] for kind in models}
+    task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
+    for number, inputs in enumerate(work.batches):
+        lists = {kind: work.decode(number, model=model) for kind, model in models.items()}
+        for row in range(setting.batch):
+            alone = request(inputs, row)
+            truth = exact.find(alone, setting.widths)
+            for kind, result in lists.items():
+                sids = [tuple(sid) for sid in result.sids_BWT[row][result.valid_BW[row]].tolist()]
+                shares[kind].append(exact.overlap(alone, truth, sids))
+            bar.advance(task)
+    return {f"overlap_{kind}": figures.mean(each, "share") for kind, each in shares.items()}
+
+
+COMPARISONS: Final[Mapping[str, Callable[[Workload, Rounds, Progress], dict[str, Figure]]]] = {
+    "workload": describe,
+    "tricks": tricks,
+    "total": total,
+    "generate": generate,
+    "gemm": gemm,
+    "costs": costs,
+    "overlap": overlap,
+}
+"""By name, in the order of a run."""

@@ -1,0 +1,74 @@
+"""Steps that take turns, and what is said of the times they took."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import numpy as np
+from rich.progress import Progress
+
+from gr4ad_tools import figures
+from gr4ad_tools.bootstrap import CONFIDENCE, RESAMPLES
+from gr4ad_tools.figures import Figure
+
+Step = Callable[[int], object]
+"""What is timed; it is told the number of its round."""
+
+WARM_UP: Final = 2
+"""First rounds that do not count."""
+
+
+def in_turn(steps: Mapping[str, Step], rounds: int, bar: Progress, what: str) -> dict[str, list[float]]:
+    """Let steps take turns, A B A B …, in this process, and return the seconds of each in each round that counts.
+
+    Times of one round are a pair: what else the machine does weighs on both.
+
+    Args:
+        steps: By name, in the order of a round.
+        rounds: How many count; `WARM_UP` more come first.
+        bar: Shows the rounds.
+        what: Its line.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    task = bar.add_task(what, total=rounds)
+    gc.collect()
+    gc.freeze()  # what is there is not looked at again while steps are timed
+    try:
+        for number in range(-WARM_UP, rounds):
+            for name, step in steps.items():
+                started = time.perf_counter()
+                step(number)
+                if number >= 0:
+                    seconds[name].append(time.perf_counter() - started)
+            bar.update(task, completed=max(number + 1, 0))
+    finally:
+        gc.unfreeze()
+    return seconds
+
+
+def ratio(name: str, above: Sequence[float], below: Sequence[float], scale: float = 1.0) -> dict[str, Figure]:
+    """Return the median of paired ratios, with the smallest and largest, and the ends of its bootstrap interval.
+
+    Args:
+        name: Of the figure; the interval's ends are `{name}_ci_low` and `{name}_ci_high`.
+        above: Seconds of each round.
+        below: Seconds of the other step in the same rounds.
+        scale: What each ratio is multiplied by.
+    """
+    ratios_N = scale * np.asarray(above) / np.asarray(below)
+    n = len(ratios_N)
+    resampled_BN = ratios_N[np.random.default_rng(0).integers(0, n, (RESAMPLES, n))]
+    low, high = np.quantile(np.median(resampled_BN, axis=1), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return {
+        name: Figure(float(np.median(ratios_N)), "times", n, float(ratios_N.min()), float(ratios_N.max())),
+        f"{name}_ci_low": Figure(float(low), "times", n),
+        f"{name}_ci_high": Figure(float(high), "times", n),
+    }
+
+
+def median_ms(seconds: Sequence[float]) -> Figure:
+    """Return the median time in milliseconds."""
+    return figures.percentile([1e3 * each for each in seconds], 50, "ms")
