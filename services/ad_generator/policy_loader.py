@@ -24,13 +24,16 @@ SHA256: Final = re.compile("[0-9a-f]{64}")
 class PolicyLoader:
     """Fetches policies from the artifact store into a local cache and loads them. Its methods block."""
 
-    def __init__(self, store: ArtifactStore, cache: Path, device: str, torch_threads: int, n_levels: int) -> None:
+    def __init__(
+        self, store: ArtifactStore, cache: Path, device: str, compute_type: str, torch_threads: int, n_levels: int
+    ) -> None:
         """Use a cache folder of its own.
 
         Args:
             store: Where policies are published.
             cache: Local folder for them.
             device: Torch device to load to.
+            compute_type: Floating-point type that layers compute in.
             torch_threads: Threads of one model call.
             n_levels: SID levels that the beam widths are for.
         """
@@ -38,6 +41,7 @@ class PolicyLoader:
         self._base = store.uri("policies").removesuffix("policies")
         self._cache = cache
         self._device = device
+        self._compute_type = compute_type
         self._torch_threads = torch_threads
         self._n_levels = n_levels
 
@@ -89,7 +93,7 @@ class PolicyLoader:
 
     def _load(self, folder: Path, ref: type_pb2.PolicyRef) -> LoadedPolicy:
         folder.touch()  # when it was last used
-        settings = WorkerSettings(ref.codebook_id, ref.sha256, self._device, self._torch_threads)
+        settings = WorkerSettings(ref.codebook_id, ref.sha256, self._device, self._compute_type, self._torch_threads)
         process = PolicyProcess(folder, settings)
         try:
             self._check(process, ref)

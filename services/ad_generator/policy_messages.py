@@ -24,6 +24,8 @@ class WorkerSettings:
     """Digest that its weights must have."""
     device: str
     """Torch device to compute on."""
+    compute_type: str
+    """Floating-point type that layers compute in, a name of torch's."""
     torch_threads: int
     """Threads of one model call."""
 

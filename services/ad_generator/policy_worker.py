@@ -142,7 +142,8 @@ def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettin
         model, manifest = load_checkpoint(
             folder, expected_codebook_id=settings.codebook_id, expected_sha256=settings.sha256
         )
-        worker = _Worker(connection, model.to(settings.device))
+        compute_type: torch.dtype = getattr(torch, settings.compute_type)
+        worker = _Worker(connection, model.compute_in(compute_type).to(settings.device))
     except CheckpointError as error:
         connection.send(Refused(str(error)))
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from gr4ad_runtime.settings import ServiceSettings
 from pydantic import Field, field_validator
@@ -26,6 +26,9 @@ class AdGeneratorSettings(ServiceSettings):
         default="./out/policy-cache", min_length=1, description="Local folder that policies are fetched to."
     )
     device: str = Field(default="cpu", min_length=1, description="Torch device to compute on, such as cpu or cuda.")
+    compute_type: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Floating-point type that layers compute in; heads and scores stay float32."
+    )
     torch_threads: int = Field(default=1, ge=1, le=256, description="Threads of one model call.")
     beam_widths: Annotated[tuple[int, ...], NoDecode] = Field(
         default=(32, 64, 128), description="Beams to keep at each SID level, such as 32-64-128."

@@ -104,6 +104,7 @@ def build_generator(
             ArtifactStore(settings.artifact_store),
             Path(settings.policy_cache),
             settings.device,
+            settings.compute_type,
             settings.torch_threads,
             len(settings.beam_widths),
         ),

@@ -26,10 +26,10 @@ NOBODY = UserHistory(np.zeros((0, 3), np.int64), np.zeros(0, np.int64), np.zeros
 
 
 @contextmanager
-def policy_process(store_url: str, name: str) -> Iterator[PolicyProcess]:
+def policy_process(store_url: str, name: str, compute_type: str = "float32") -> Iterator[PolicyProcess]:
     """Run a random policy in a process."""
     policy = publish(store_url, name, seed=1)
-    process = PolicyProcess(Path(policy.uri), WorkerSettings(CODEBOOK, policy.policy.sha256, "cpu", 1))
+    process = PolicyProcess(Path(policy.uri), WorkerSettings(CODEBOOK, policy.policy.sha256, "cpu", compute_type, 1))
     try:
         yield process
     finally:
@@ -61,6 +61,22 @@ def messages(process: PolicyProcess, monkeypatch: pytest.MonkeyPatch) -> list[An
     about_ads = (LiveAds, LiveChanges)
     monkeypatch.setattr(process, "_send", lambda m: (sent.append(m) if isinstance(m, about_ads) else None, send(m)))
     return sent
+
+
+def test_a_process_computes_in_the_type_it_is_told(artifact_store_url: str) -> None:
+    table = AdTable(LEVEL_SIZES)
+    put(table, ALL_SIDS)
+    found = []
+    for compute_type in ("float32", "bfloat16"):
+        with policy_process(artifact_store_url, compute_type, compute_type) as process:
+            answer = decode(process, table)
+            order = np.argsort(answer.slots_BN[0])
+            assert set(answer.slots_BN[0].tolist()) == table.live_slots
+            found.append((answer.log_probs_BN[0, order], answer.ecpm_BN[0, order]))
+    (log_probs, ecpm), (rounded_log_probs, rounded_ecpm) = found
+    np.testing.assert_allclose(rounded_log_probs, log_probs, atol=0.2)
+    assert (rounded_log_probs != log_probs).all()
+    np.testing.assert_allclose(rounded_ecpm, ecpm, rtol=0.1)
 
 
 def test_every_process_gets_all_ads_first_and_then_what_changed(

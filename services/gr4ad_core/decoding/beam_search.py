@@ -7,7 +7,7 @@ V codes of a level, D model width, E keys and values side by side (2D).
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,35 +21,43 @@ from gr4ad_core.model.lazy_ar import Context, LazyAr
 class PathStates:
     """Keys and values of every position decoded so far, and which of them lie on each beam's path.
 
-    A beam's past is a list of at most T + 1 rows, not a copy of a cache: when a beam is kept, dropped or doubled, only
-    row numbers move.
+    A beam's past is one row number for each earlier position, not a copy of a cache: when a beam is kept, dropped or
+    doubled, only numbers move. BOS needs none: it is one for all beams of a request.
     """
 
-    kv_RE: tuple[Tensor, ...]
-    """Per autoregressive layer, room for all positions of all requests."""
-    rows_BWP: Tensor
-    """Rows of each beam's path, from BOS to its own position."""
-    used: int
-    """Rows per request that belong to earlier positions."""
+    kv_BWE: tuple[list[Tensor], ...]
+    """Per autoregressive layer, keys and values of each position's beams, from BOS on."""
+    rows_BW: tuple[Tensor, ...]
+    """Of each earlier position but BOS, which of all requests' rows lies on the path of each beam."""
 
     @classmethod
-    def at_bos(cls, model: LazyAr, batch: int, capacity: int) -> PathStates:
-        """Start one beam per request, with room for `capacity` positions each."""
-        kv_RE = tuple(model.bos.new_empty(batch * capacity, 2 * model.config.d_model) for _ in model.decoder)
-        return cls(kv_RE, torch.arange(batch, device=model.device)[:, None, None] * capacity, used=0)
+    def at_bos(cls, model: LazyAr) -> PathStates:
+        """Start one beam per request."""
+        return cls(tuple([] for _ in model.decoder), ())
 
     def advance(self, parents_BW: Tensor) -> PathStates:
         """Open the next position: beam w continues the path of beam `parents_BW[:, w]`."""
-        (_, before, positions), width = self.rows_BWP.shape, parents_BW.shape[1]
-        past_BWP = self.rows_BWP.gather(1, parents_BW[..., None].expand(-1, -1, positions))
-        own_BW = self.rows_BWP[:, :1, 0] + torch.arange(before, before + width, device=past_BWP.device) + self.used
-        return replace(self, rows_BWP=torch.cat([past_BWP, own_BW[..., None]], dim=-1), used=self.used + before)
+        batch, width, _ = self.kv_BWE[0][-1].shape
+        kv_BWE = tuple(list(positions) for positions in self.kv_BWE)
+        if len(kv_BWE[0]) == 1:
+            return PathStates(kv_BWE, ())
+        first_B1 = torch.arange(batch, device=parents_BW.device)[:, None] * width
+        earlier = tuple(rows_BW.gather(1, parents_BW) for rows_BW in self.rows_BW)
+        return PathStates(kv_BWE, (*earlier, first_B1 + parents_BW))
 
-    def remember(self, layer: int, kv_BWE: Tensor) -> Tensor:
-        """Store this position's keys and values; return those of each beam's whole path, `[B, W, P, E]`."""
-        kv_RE, (batch, width, positions) = self.kv_RE[layer], self.rows_BWP.shape
-        kv_RE.view(batch, -1, kv_RE.shape[-1])[:, self.used : self.used + width] = kv_BWE
-        return kv_RE.index_select(0, self.rows_BWP.flatten()).view(batch, width, positions, -1)
+    def remember(self, layer: int, kv_BWE: Tensor) -> list[Tensor]:
+        """Keep this position's keys and values; return those of each beam's whole path (see `CausalLayer.step`)."""
+        bos_and_earlier = self.kv_BWE[layer]
+        path = [kv_BWE]
+        if bos_and_earlier:
+            bos_B1E, *earlier = bos_and_earlier
+            selected = [
+                past_BWE.flatten(0, 1).index_select(0, rows_BW.flatten()).view(*rows_BW.shape, -1)
+                for past_BWE, rows_BW in zip(earlier, self.rows_BW, strict=True)
+            ]
+            path = [bos_B1E, *selected, kv_BWE]
+        self.kv_BWE[layer].append(kv_BWE)
+        return path
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,7 @@ def beam_search(model: LazyAr, context: Context, trie: TorchTrie, widths: tuple[
         raise ValueError("model: in training mode: call model.eval() before a search")
     batch, device = context.batch_size, model.device
 
-    paths = PathStates.at_bos(model, batch, capacity=1 + sum(widths))
+    paths = PathStates.at_bos(model)
     log_probs_BW = torch.zeros(batch, 1, device=device)
     nodes_BW = trie.root_1.expand(batch, 1)
     sids_BWT = nodes_BW.new_empty(batch, 1, 0)

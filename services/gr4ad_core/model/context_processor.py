@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import N_BEHAVIORS, N_GAP_BUCKETS, ContextInputs
+from gr4ad_core.model.layers import rms_norm
 
 
 class SidEmbedding(nn.Module):
@@ -71,11 +72,11 @@ class ContextProcessor(nn.Module):
         self.recency = nn.Embedding(config.max_history, d)
         self.feature = nn.Embedding(max(config.n_feature_buckets, 1), d)
         self.resting_place = nn.Parameter(torch.zeros(d))
-        self.norm = nn.RMSNorm(d)
+        self.norm = rms_norm(d)
         self.dropout = nn.Dropout(config.dropout)
         self.keys_values = nn.Linear(d, 2 * config.kv_groups * d, bias=False)
-        self.key_norms = nn.ModuleList(nn.RMSNorm(d // config.n_heads) for _ in range(config.kv_groups))
-        self.value_norms = nn.ModuleList(nn.RMSNorm(d // config.n_heads) for _ in range(config.kv_groups))
+        self.key_norms = nn.ModuleList(rms_norm(d // config.n_heads) for _ in range(config.kv_groups))
+        self.value_norms = nn.ModuleList(rms_norm(d // config.n_heads) for _ in range(config.kv_groups))
         for table in (self.behavior, self.gap, self.recency, self.feature, self.item):
             if table is not None:
                 nn.init.normal_(table.weight, std=d**-0.5)

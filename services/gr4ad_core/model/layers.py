@@ -6,12 +6,18 @@ W beams, C context vectors, D model width, H heads, K head width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention, silu
 
 from gr4ad_core.model.config import LazyArConfig
+
+
+def rms_norm(width: int) -> nn.RMSNorm:
+    """Make a norm whose epsilon is float32's in any type: by default bfloat16 would take its own, far too large one."""
+    return nn.RMSNorm(width, eps=torch.finfo(torch.float32).eps)
 
 
 class SwiGlu(nn.Module):
@@ -72,14 +78,23 @@ class LevelAttention(nn.Module):
         q_BWD, kv_BWE = self.query_key_value(x_BWD).split([x_BWD.shape[-1], 2 * x_BWD.shape[-1]], dim=-1)
         return q_BWD, kv_BWE
 
-    def read_path(self, q_BWD: Tensor, kv_BWPE: Tensor) -> Tensor:
-        """Attend from one query per beam to the positions of its own path, keys and values side by side."""
-        batch, width, positions, _ = kv_BWPE.shape
-        q_BW1HK = q_BWD.view(batch, width, 1, self.n_heads, -1)
-        k_BWPHK, v_BWPHK = kv_BWPE.view(batch, width, positions, 2, self.n_heads, -1).unbind(3)
+    def read_path(self, q_BWD: Tensor, path: Sequence[Tensor]) -> Tensor:
+        """Attend from one query per beam to the positions of its own path.
+
+        Args:
+            q_BWD: The queries.
+            path: Keys and values of each position, side by side, `[B, W, 2D]`, or `[B, 1, 2D]` where beams share one.
+        """
+        q_BWHK = q_BWD.view(*q_BWD.shape[:2], self.n_heads, -1)
+        k_BWHK, v_BWHK = zip(
+            *(kv_BWE.view(*kv_BWE.shape[:2], 2, self.n_heads, -1).unbind(2) for kv_BWE in path), strict=True
+        )
         # A handful of positions: sums of products beat a matrix product per beam and head.
-        scores_BWPH = (q_BW1HK * k_BWPHK).sum(-1) * q_BW1HK.shape[-1] ** -0.5
-        y_BWHK = (scores_BWPH.softmax(dim=2).unsqueeze(-1) * v_BWPHK).sum(2)
+        scores_BWHP = torch.stack([(q_BWHK * k).sum(-1) for k in k_BWHK], dim=-1) * q_BWHK.shape[-1] ** -0.5
+        weights_BWH1 = scores_BWHP.softmax(-1).split(1, dim=-1)
+        y_BWHK = weights_BWH1[0] * v_BWHK[0]
+        for weight, v in zip(weights_BWH1[1:], v_BWHK[1:], strict=True):
+            y_BWHK = y_BWHK.addcmul_(weight, v)
         read: Tensor = self.output(y_BWHK.flatten(-2))
         return read
 
@@ -90,9 +105,9 @@ class ParallelLayer(nn.Module):
     def __init__(self, config: LazyArConfig) -> None:
         """Make the blocks, each behind its norm."""
         super().__init__()
-        self.cross_norm = nn.RMSNorm(config.d_model)
+        self.cross_norm = rms_norm(config.d_model)
         self.cross_attention = CrossAttention(config)
-        self.feed_forward_norm = nn.RMSNorm(config.d_model)
+        self.feed_forward_norm = rms_norm(config.d_model)
         self.feed_forward = SwiGlu(config)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -109,7 +124,7 @@ class CausalLayer(nn.Module):
     def __init__(self, config: LazyArConfig) -> None:
         """Make the self-attention in front of the parallel part."""
         super().__init__()
-        self.level_norm = nn.RMSNorm(config.d_model)
+        self.level_norm = rms_norm(config.d_model)
         self.level_attention = LevelAttention(config)
         self.dropout = nn.Dropout(config.dropout)
         self.parallel = ParallelLayer(config)
@@ -124,7 +139,7 @@ class CausalLayer(nn.Module):
     def step(
         self,
         x_BWD: Tensor,
-        remember: Callable[[Tensor], Tensor],
+        remember: Callable[[Tensor], Sequence[Tensor]],
         keys_BHCK: Tensor,
         values_BHCK: Tensor,
         bias_B11C: Tensor,
@@ -132,7 +147,7 @@ class CausalLayer(nn.Module):
         """Return the states `[B, W, D]` of one more position per beam.
 
         `remember` takes the position's keys and values `[B, W, 2D]` and returns those of each beam's path so far,
-        this position included, `[B, W, P, 2D]`.
+        this position included: P tensors as `LevelAttention.read_path` takes them.
         """
         q_BWD, kv_BWE = self.level_attention.project(self.level_norm(x_BWD))
         x_BWD = x_BWD + self.level_attention.read_path(q_BWD, remember(kv_BWE))

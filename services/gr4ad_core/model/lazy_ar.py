@@ -7,7 +7,7 @@ the eCPM step: T + 1), D model width, V codes of a level.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.context_processor import ContextProcessor, SharedKeysValues, SidEmbedding
-from gr4ad_core.model.layers import CausalLayer, ParallelLayer
+from gr4ad_core.model.layers import CausalLayer, ParallelLayer, rms_norm
 
 __all__ = ["Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
 
@@ -85,10 +85,10 @@ class LazyAr(nn.Module):
         self.position = nn.Parameter(torch.empty(config.n_levels + 1, d))
         self.bos = nn.Parameter(torch.empty(d))
         self.trunk = nn.ModuleList(ParallelLayer(config) for _ in range(config.n_lazy))
-        self.trunk_norm = nn.RMSNorm(d)
+        self.trunk_norm = rms_norm(d)
         self.fuse = Fuse(d)
         self.decoder = nn.ModuleList(CausalLayer(config) for _ in range(config.n_layers - config.n_lazy))
-        self.final_norm = nn.RMSNorm(d)
+        self.final_norm = rms_norm(d)
         self.head = None if config.tied_heads else SidEmbedding(config.level_sizes, d)
         self.head_bias = nn.Parameter(torch.zeros(sum(config.level_sizes)))
         self.ecpm_head = nn.Linear(d, config.n_ecpm_buckets)
@@ -115,6 +115,19 @@ class LazyAr(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.bos.device
+
+    def compute_in(self, compute_type: torch.dtype) -> LazyAr:
+        """Let everything in front of the heads compute in another floating-point type; for serving, not for training.
+
+        States are float32 again before the final norm, and so are the heads: a token's probability is rounded by the
+        layers alone, not once more by its own logit and the sum over its level.
+        """
+        if compute_type != torch.float32:
+            for name, module in self.named_children():
+                if name not in ("final_norm", "head", "ecpm_head"):
+                    module.to(compute_type)
+            self.position.data, self.bos.data = self.position.to(compute_type), self.bos.to(compute_type)
+        return self
 
     # --- once per request ---------------------------------------------------------------------------------------------
 
@@ -151,7 +164,7 @@ class LazyAr(nn.Module):
         x_BNPD = self.fuse(context.trunk_BPD[:, None], s_BNPD)
         for layer, block in enumerate(self.decoder, start=self.config.n_lazy):
             x_BNPD = block(x_BNPD, *self._keys_values(context.shared, layer))
-        states: Tensor = self.final_norm(x_BNPD)
+        states: Tensor = self.final_norm(x_BNPD.to(self.final_norm.weight.dtype))
         return states
 
     def teacher_forced(self, inputs: ContextInputs, sids_BT: Tensor) -> TokenOutputs:
@@ -205,7 +218,7 @@ class LazyAr(nn.Module):
         context: Context,
         position: int,
         previous_BW: Tensor | None,
-        remember: Callable[[int, Tensor], Tensor],
+        remember: Callable[[int, Tensor], Sequence[Tensor]],
     ) -> Tensor:
         """Run the autoregressive layers for one more position of W beams.
 
@@ -214,7 +227,7 @@ class LazyAr(nn.Module):
             position: 0 … T, from 0; T is the eCPM step.
             previous_BW: Codes of the level before, int64; None at position 0, which starts from one BOS beam.
             remember: Takes an autoregressive layer's index (from 0) and this position's keys and values, and returns
-                those of each beam's whole path (see `CausalLayer.step`).
+                those of each beam's whole path, position by position (see `LevelAttention.read_path`).
 
         Returns:
             States `[B, W, D]`, the same as `decode_paths` gives at this position.
@@ -227,7 +240,7 @@ class LazyAr(nn.Module):
         for index, block in enumerate(self.decoder):
             keys_values = self._keys_values(context.shared, self.config.n_lazy + index)
             x_BWD = block.step(x_BWD, partial(remember, index), *keys_values)  # type: ignore[operator]
-        states: Tensor = self.final_norm(x_BWD)
+        states: Tensor = self.final_norm(x_BWD.to(self.final_norm.weight.dtype))
         return states
 
     # --- heads --------------------------------------------------------------------------------------------------------
@@ -236,7 +249,7 @@ class LazyAr(nn.Module):
         """Return logits `[..., V_t]` over the full vocabulary of a level (from 0) from states `[..., D]`."""
         start = sum(self.config.level_sizes[:level])
         rows_VD = (self.head or self.sid_embedding).rows(level)
-        return linear(states, rows_VD, self.head_bias[start : start + len(rows_VD)])
+        return linear(states, rows_VD.to(states.dtype), self.head_bias[start : start + len(rows_VD)])
 
     def expected_value(self, states: Tensor) -> Tensor:
         """Return E[eCPM] `[...]` in micros from states `[..., D]` of the eCPM step (method.md §2.3)."""

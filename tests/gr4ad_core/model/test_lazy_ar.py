@@ -32,6 +32,28 @@ def test_every_token_is_predicted_as_the_plain_decoder_predicts_it(config: LazyA
         assert value == pytest.approx(oracle.expected_ecpm(history, tuple(sid)), rel=1e-4)
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_layers_in_bfloat16_leave_probabilities_in_float32(config: LazyArConfig) -> None:
+    rng = np.random.default_rng(6)
+    model, half = random_model(config), random_model(config).compute_in(torch.bfloat16)
+    inputs = collate_contexts([random_history(config, n, rng) for n in (0, 3, config.max_history)], config)
+    sids = torch.from_numpy(random_sids(config, 15, rng)).view(3, 5, -1)
+    with torch.no_grad():
+        context = half.encode_context(inputs)
+        found, expected = half.sid_log_probs(context, sids), model.sid_log_probs(model.encode_context(inputs), sids)
+        states = half.decode_paths(context, sids)
+        log_p = half.level_logits(0, states[:, :, 0]).log_softmax(-1)
+        value, in_float32 = (
+            each.expected_value(each.decode_paths(each.encode_context(inputs), sids)[:, :, -1])
+            for each in (half, model)
+        )
+    assert context.trunk_BPD.dtype == context.shared.keys_BHCK[0].dtype == torch.bfloat16
+    assert found.dtype == states.dtype == value.dtype == torch.float32
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(3, 5), atol=1e-6, rtol=0.0)  # not rounded once more
+    assert 0.0 < (found - expected).abs().mean() < 0.15
+    torch.testing.assert_close(value, in_float32, atol=0.0, rtol=0.1)
+
+
 def test_multi_token_prediction_reads_the_trunk_through_the_same_heads() -> None:
     rng = np.random.default_rng(2)
     model = random_model(THREE_LEVELS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
@@ -16,7 +17,7 @@ from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
 from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
 from gr4ad_tools.bench.decode.turns import Step, in_turn, median_ms, ratio
-from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, in_type, perplexities, random_policy, request
+from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, perplexities, random_policy, request
 from gr4ad_tools.bench.index import short
 from gr4ad_tools.figures import Figure
 
@@ -126,7 +127,7 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
 
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
-    half = in_type(work.model, torch.bfloat16)
+    half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     steps: Mapping[str, Step] = {
@@ -230,7 +231,7 @@ def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     del rounds
     setting = work.setting
     exact = ExactSearch(work.model, work.sids_NT)
-    models = {"f32": work.model, "bf16": in_type(work.model, torch.bfloat16)}
+    models = {"f32": work.model, "bf16": copy.deepcopy(work.model).compute_in(torch.bfloat16)}
     shares: dict[str, list[float]] = {kind: [] for kind in models}
     task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
     for number, inputs in enumerate(work.batches):

@@ -5,6 +5,7 @@ Shapes: N prefixes, T SID levels, P positions of a path, D model width.
 
 from __future__ import annotations
 
+import copy
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.lazy_ar import LazyAr
 
-from gr4ad_tools.bench.decode.workload import Ints, in_type
+from gr4ad_tools.bench.decode.workload import Ints
 
 Sid = tuple[int, ...]
 
@@ -37,7 +38,7 @@ class ExactSearch:
 
     def __init__(self, model: LazyAr, sids_NT: Ints) -> None:
         """Copy the weights to float64 and put the live SIDs into a dictionary of prefixes."""
-        self._model = in_type(model, torch.float64)
+        self._model = copy.deepcopy(model).to(torch.float64)
         children: defaultdict[Sid, set[int]] = defaultdict(set)
         for sid in map(tuple, sids_NT.tolist()):
             for level, code in enumerate(sid):

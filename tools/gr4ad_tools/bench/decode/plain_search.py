@@ -8,7 +8,7 @@ level, T SID levels, E keys and values side by side (2D), H heads, C context vec
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,8 @@ from gr4ad_core.decoding.constraints import Children, TorchTrie
 from gr4ad_core.model.context_processor import SharedKeysValues
 from gr4ad_core.model.lazy_ar import Context, LazyAr
 from torch import Tensor
+
+Remember = Callable[[int, Tensor], Sequence[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Tricks:
     reorder caches. The search starts with one row per request, not with as many as it will need.
     """
     path_rows: bool = True
-    """A beam's past is a list of row numbers in one store (`PathStates`).
+    """A beam's past is a row number for each of its positions (`PathStates`).
 
     Without: every beam holds the keys and values of its path side by side, copied whenever beams are chosen.
     """
@@ -71,10 +73,10 @@ class CopiedPaths:
         """Give every beam a copy of its parent's path."""
         return CopiedPaths([_of_parents(kv_BWPE, parents_BW) for kv_BWPE in self.kv_BWPE])
 
-    def remember(self, layer: int, kv_BWE: Tensor) -> Tensor:
-        """Append this position's keys and values; return those of each beam's whole path, `[B, W, P, E]`."""
+    def remember(self, layer: int, kv_BWE: Tensor) -> Sequence[Tensor]:
+        """Append this position's keys and values; return those of each beam's whole path, P times `[B, W, E]`."""
         self.kv_BWPE[layer] = torch.cat([self.kv_BWPE[layer], kv_BWE.unsqueeze(2)], dim=2)
-        return self.kv_BWPE[layer]
+        return self.kv_BWPE[layer].unbind(2)
 
 
 @torch.inference_mode()
@@ -91,11 +93,7 @@ def plain_beam_search(
         tricks: Those to use.
     """
     batch = context.batch_size
-    paths: PathStates | CopiedPaths = (
-        PathStates.at_bos(model, batch, capacity=1 + sum(widths))
-        if tricks.path_rows
-        else CopiedPaths.at_bos(model, batch)
-    )
+    paths: PathStates | CopiedPaths = PathStates.at_bos(model) if tricks.path_rows else CopiedPaths.at_bos(model, batch)
     log_probs_BW = torch.zeros(batch, 1)
     nodes_BW = trie.root_1.expand(batch, 1)
     sids_BWT = nodes_BW.new_empty(batch, 1, 0)
@@ -142,17 +140,16 @@ def _rows_of_parents(context: Context, parents_BN: Tensor) -> Context:
     return replace(context, shared=rows, trunk_BPD=copied(context.trunk_BPD))
 
 
-def _step_of_rows(model: LazyAr) -> Callable[[Context, int, Tensor | None, Callable[[int, Tensor], Tensor]], Tensor]:
+def _step_of_rows(model: LazyAr) -> Callable[[Context, int, Tensor | None, Remember], Tensor]:
     """Return a step that decodes every beam as a row of the batch, with a context of as many rows."""
 
-    def step(
-        context: Context, level: int, codes_BW: Tensor | None, remember: Callable[[int, Tensor], Tensor]
-    ) -> Tensor:
+    def step(context: Context, level: int, codes_BW: Tensor | None, remember: Remember) -> Tensor:
         rows = context.batch_size
         shape = (rows, 1) if codes_BW is None else codes_BW.shape
 
-        def remember_rows(layer: int, kv_R1E: Tensor) -> Tensor:
-            return remember(layer, kv_R1E.reshape(*shape, -1)).flatten(0, 1).unsqueeze(1)
+        def remember_rows(layer: int, kv_R1E: Tensor) -> Sequence[Tensor]:
+            path = remember(layer, kv_R1E.reshape(*shape, -1))
+            return [kv_BWE.expand(*shape, -1).flatten(0, 1).unsqueeze(1) for kv_BWE in path]
 
         codes_R1 = None if codes_BW is None else codes_BW.reshape(rows, 1)
         return model.decode_step(context, level, codes_R1, remember_rows).view(*shape, -1)

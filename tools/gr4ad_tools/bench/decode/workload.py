@@ -5,7 +5,6 @@ Shapes: N live SIDs, P live prefixes, T SID levels, B requests, W beams.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -129,19 +128,6 @@ def random_policy(config: LazyArConfig, seed: int) -> LazyAr:
         means = 1e6 * torch.rand(config.n_ecpm_buckets).cumsum(0)
         model.set_ecpm_buckets(means[1:], means)
     return model
-
-
-def in_type(model: LazyAr, dtype: torch.dtype) -> LazyAr:
-    """Return a copy of a float32 model with weights and states of another type.
-
-    A norm's epsilon stays float32's: by default it is the least step of the weights' type, which in bfloat16 is above
-    the mean square of the states that the first layer reads.
-    """
-    other = copy.deepcopy(model).to(dtype)
-    for module in other.modules():
-        if isinstance(module, torch.nn.RMSNorm):
-            module.eps = torch.finfo(torch.float32).eps
-    return other
 
 
 def drawn_sids(count: int, level_sizes: Sequence[int], rng: np.random.Generator) -> Ints:
