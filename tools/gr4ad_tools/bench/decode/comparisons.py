@@ -83,10 +83,11 @@ def _plain(work: Workload, number: int, with_tricks: Tricks) -> object:
 
 
 def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare a request of the plain decoder with a request's share of the engine's batch.
+    """Compare a request of the plain decoder with a request's share of the engine's batch, in bfloat16 and in float32.
 
-    The plain decoder has K = 0, decodes one request at a time, flat at the last width, and uses no trick.
+    The plain decoder has K = 0, decodes one request at a time in float32, flat at the last width, and uses no trick.
     """
+    half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
     ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
@@ -96,14 +97,20 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
         context = ordinary.encode_context(work.single_requests[number % BATCHES])
         return plain_beam_search(ordinary, context, work.trie, flat, nothing)
 
-    seconds = in_turn({"plain": plain, "engine": work.decode}, rounds.paired, bar, "total_ratio")
-    return ratio("total_ratio", seconds["plain"], seconds["engine"], scale=work.setting.batch) | {
-        "plain_request_ms": median_ms(seconds["plain"])
+    steps: Mapping[str, Step] = {
+        "plain": plain,
+        "total_ratio": lambda number: work.decode(number, model=half),
+        "total_f32_ratio": work.decode,
     }
+    seconds = in_turn(steps, rounds.paired, bar, "total_ratio")
+    found = {"plain_request_ms": median_ms(seconds["plain"])}
+    for name in ("total_ratio", "total_f32_ratio"):
+        found |= ratio(name, seconds["plain"], seconds[name], scale=work.setting.batch)
+    return found
 
 
 def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare a request of Hugging Face's `generate` with a request's share of the engine's batch.
+    """Compare a request of Hugging Face's `generate` with a request's share of the engine's batch, all in float32.
 
     Returns:
         Nothing where transformers is not installed; the bar says so.
