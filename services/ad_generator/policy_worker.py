@@ -25,6 +25,7 @@ import torch
 from gr4ad_core.decoding.beam_schedule import plan_widths
 from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
 from gr4ad_core.decoding.constraints import DeviceTrie, TorchTrie
+from gr4ad_core.decoding.memory import keep_freed_memory
 from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_core.model.lazy_ar import LazyAr
@@ -119,6 +120,7 @@ def run(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the server decides when this process ends
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
     torch.set_num_threads(settings.torch_threads)
     workers: list[_Worker] = []
 

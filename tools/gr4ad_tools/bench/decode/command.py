@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
+from gr4ad_core.decoding.memory import keep_freed_memory
 from gr4ad_core.model.config import LazyArConfig
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -61,6 +62,7 @@ def decode_command(
     for name in chosen:
         if name not in COMPARISONS:
             leave(f"--only: {name}: choose of {', '.join(COMPARISONS)}")
+    keep_freed_memory()  # as the process that serves a policy does
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
