@@ -14,6 +14,9 @@ from gr4ad_runtime.db import Database
 from gr4ad_runtime.telemetry import context_of
 from opentelemetry.context import attach, detach
 from rspo_trainer.models import SCHEMA, ActivationRow
+from rspo_trainer.policy_store import NewPolicy, PolicyStore
+from rspo_trainer.run_queue import RunQueue
+from rspo_trainer.run_store import RunStore
 from sqlalchemy import select, text
 
 from tests.oracles.channel_history import ChannelHistory
@@ -200,3 +203,24 @@ async def _waiting(database: Database, count: int) -> None:
                 if await session.scalar(blocked) == count:
                     return
             await asyncio.sleep(0.02)
+
+
+async def test_a_publication_that_is_repeated_leaves_a_roll_back_in_force(database: Database) -> None:
+    """The answer to a publication may be lost: the run then repeats it, while somebody has rolled its policy back."""
+    await publish(database, "one")
+    policies, queue = PolicyStore(database), RunQueue(database)
+    await policies.activate("one", "canary", "")
+    source = training_pb2.OnlineSource(policy_id="one")
+    request = training_pb2.CreateTrainingRunRequest(request_id="online", online=source, channel="canary")
+    await RunStore(database).create(request, "")
+    run = await queue.claim()
+    assert run is not None
+    learned = NewPolicy("learned", "codebook", "0" * 64, "store/learned", {})
+    assert await queue.publish(run, learned, "")
+    await policies.roll_back("canary", "learned", "")
+    assert await queue.publish(run, learned, "")
+    assert [policy_id for _, policy_id in await log_of(database, "canary")] == ["one", "learned", "one"]
+    later = NewPolicy("later", "codebook", "0" * 64, "store/later", {})
+    assert await queue.publish(run, later, "")
+    assert (await policies.get("later")).channels == ("canary",)
+    assert (await policies.roll_back("canary", "", "")).policy_id == "one"
