@@ -27,7 +27,7 @@ FINAL = frozenset(
         grpc.StatusCode.UNAUTHENTICATED,
     }
 )
-# Every write carries a request_id or is idempotent, so that a repeated call is safe.
+# Every write carries a request_id or is idempotent, a roll-back by the policy it states: a repeated call is safe.
 SERVICE_CONFIG = {
     "methodConfig": [
         {

@@ -120,5 +120,8 @@ class ActivationRow(Base):
     channel: Mapped[str] = mapped_column(Identifier, ForeignKey(ChannelRow.channel), primary_key=True)
     seq: Mapped[int] = mapped_column(BigInteger, primary_key=True, autoincrement=False)
     policy_id: Mapped[str] = mapped_column(Identifier, ForeignKey(PolicyRow.policy_id))
+    # The activation that a roll-back of this one goes back to; 0 for none. It is the one before, except behind a
+    # roll-back, which takes its target's over: nobody comes back to what was rolled back.
+    earlier_seq: Mapped[int] = mapped_column(BigInteger)
     traceparent: Mapped[str] = mapped_column(Text)
     activate_time: Mapped[datetime] = mapped_column(DateTime(timezone=True))

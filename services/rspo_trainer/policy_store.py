@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gr4ad_runtime.db import Database
-from gr4ad_runtime.errors import NotFoundError
+from gr4ad_runtime.errors import FailedPreconditionError, NotFoundError
 from sqlalchemy import func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -99,6 +99,23 @@ class PolicyStore:
             await make_current(session, policy_id, channel, traceparent)
             return (await _with_channels(session, [row]))[0]
 
+    async def roll_back(self, channel: str, expected_policy_id: str, traceparent: str) -> Policy:
+        """Make the policy current again that was so before a channel's current one; return it.
+
+        Args:
+            channel: The channel.
+            expected_policy_id: The policy to roll back; empty for whatever is current. Where the channel's latest
+                change has rolled it back already, nothing happens: so a repeated call is safe.
+            traceparent: Of the call.
+
+        Raises:
+            FailedPreconditionError: There is no earlier policy, or another one than the expected one is current.
+        """
+        async with self._database.session() as session:
+            policy_id = await _roll_back(session, channel, expected_policy_id, traceparent)
+            row = _found(await session.get(PolicyRow, policy_id), policy_id)
+            return (await _with_channels(session, [row]))[0]
+
     async def activations_after(self, channel: str, seq: int) -> list[Activation]:
         """Return a channel's changes after the `seq`-th in order; for `seq` 0 only the latest, which is in force."""
         statement = (
@@ -154,11 +171,48 @@ async def make_current(session: AsyncSession, policy_id: str, channel: str, trac
         .returning(ChannelRow.seq)
     )
     seq = await session.scalar(change)
-    if seq is None:
-        return
+    if seq is not None:
+        await _log_activation(session, channel, seq, policy_id, seq - 1, traceparent)
+
+
+async def _roll_back(session: AsyncSession, channel: str, expected_policy_id: str, traceparent: str) -> str:
+    row = await session.scalar(select(ChannelRow).where(ChannelRow.channel == channel).with_for_update())
+    if row is None:
+        remedy = f"it has no policy: publish one with `gr4ad train --channel {channel}`"
+        raise FailedPreconditionError("channel", channel, remedy)
+    current = await session.get_one(ActivationRow, (channel, row.seq))
+    if expected_policy_id not in ("", current.policy_id):
+        rolled_back = current.earlier_seq < current.seq - 1  # an activation has the one before it there
+        if (
+            rolled_back
+            and (await session.get_one(ActivationRow, (channel, row.seq - 1))).policy_id == expected_policy_id
+        ):
+            return current.policy_id
+        remedy = f"{current.policy_id} is current in channel {channel} by now: state that to roll it back"
+        raise FailedPreconditionError("expected_policy_id", repr(expected_policy_id), remedy)
+    if current.earlier_seq == 0:
+        remedy = (
+            f"it has no policy before {current.policy_id}: choose another with "
+            f"`gr4ad policy activate POLICY --channel {channel}`"
+        )
+        raise FailedPreconditionError("channel", channel, remedy)
+    target = await session.get_one(ActivationRow, (channel, current.earlier_seq))
+    row.seq, row.policy_id = row.seq + 1, target.policy_id
+    await _log_activation(session, channel, row.seq, target.policy_id, target.earlier_seq, traceparent)
+    return target.policy_id
+
+
+async def _log_activation(
+    session: AsyncSession, channel: str, seq: int, policy_id: str, earlier_seq: int, traceparent: str
+) -> None:
     session.add(
         ActivationRow(
-            channel=channel, seq=seq, policy_id=policy_id, traceparent=traceparent, activate_time=datetime.now(UTC)
+            channel=channel,
+            seq=seq,
+            policy_id=policy_id,
+            earlier_seq=earlier_seq,
+            traceparent=traceparent,
+            activate_time=datetime.now(UTC),
         )
     )
     await session.execute(select(func.pg_notify(NOTIFY_CHANNEL, channel)))

@@ -83,7 +83,9 @@ class RunQueue:
         return await self._settle(run, values)
 
     async def publish(self, run: Run, policy: NewPolicy, traceparent: str) -> bool:
-        """Publish a policy of a run that goes on, to its channel. Repeating the call is safe.
+        """Publish a policy of a run that goes on, to its channel.
+
+        Repeating the call is safe: a policy that is known became current with that; it may have been rolled back since.
 
         Returns:
             Whether it is published: not if the run was cancelled or lost meanwhile.
@@ -96,8 +98,8 @@ class RunQueue:
                 return False
             if await session.get(PolicyRow, policy.policy_id) is None:
                 await add_policy(session, policy)
-            await make_current(session, policy.policy_id, run.request.channel, traceparent)
-            await session.execute(_fenced(run).values(policy_id=policy.policy_id))
+                await make_current(session, policy.policy_id, run.request.channel, traceparent)
+                await session.execute(_fenced(run).values(policy_id=policy.policy_id))
         return True
 
     async def give_back(self, run: Run) -> None:

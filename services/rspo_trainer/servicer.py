@@ -100,6 +100,14 @@ class TrainingServicer(training_pb2_grpc.TrainingServiceServicer):
         policy = await self._policies.activate(policy_id, request.channel, current_traceparent())
         return training_pb2.ActivatePolicyResponse(policy=policy_message(policy))
 
+    async def RollBackPolicy(
+        self, request: training_pb2.RollBackPolicyRequest, context: Context
+    ) -> training_pb2.RollBackPolicyResponse:
+        """Make a channel's earlier policy current again."""
+        expected = identifier(request.expected_policy_id, "expected_policy_id")
+        policy = await self._policies.roll_back(request.channel, expected, current_traceparent())
+        return training_pb2.RollBackPolicyResponse(policy=policy_message(policy))
+
     async def WatchPolicies(
         self, request: training_pb2.WatchPoliciesRequest, context: Context
     ) -> AsyncIterator[training_pb2.WatchPoliciesResponse]:

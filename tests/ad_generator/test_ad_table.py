@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
+import numpy as np
 import pytest
 from ad_generator.ad_table import FEWEST_FLIPS, FIRST_CAPACITY, AdTable
 from gr4ad.sid.v1 import sid_pb2
@@ -79,6 +80,28 @@ def test_forgets_changes_that_are_more_than_reading_all_ads_would_be() -> None:
     assert table.flipped_since(1) is None
     assert table.flips == 1 + FEWEST_FLIPS * 5
     assert table.flipped_since(table.flips - FEWEST_FLIPS).tolist() == [0]
+
+
+def test_tells_whether_an_ad_of_some_kind_came_to_life_since() -> None:
+    table = AdTable(LEVEL_SIZES)
+    table.apply([entry("a", (0, 0, 0)), entry("b", (1, 0, 0)), entry("c", (2, 0, 0), PAUSED)])
+    seen = table.arrivals
+    assert seen == 2
+
+    def came(*first_codes: int) -> bool:
+        return table.came_since(seen, np.array(first_codes, np.int64))
+
+    table.apply([entry("a", (0, 0, 0)), entry("b", (1, 0, 0), PAUSED), entry("d", (4, 0, 0), PAUSED)])
+    assert not table.came_since(seen, None), "what stays live, dies or comes paused does not come to life"
+    table.apply([entry("c", (2, 0, 0)), entry("b", (1, 0, 0))])
+    assert table.came_since(seen, None)
+    assert came(0, 2)
+    assert came(1)
+    assert not came(0, 3, 4, 5)
+    assert not came(), "of no kind at all"
+    assert table.came_since(seen + 1, np.array([1]))
+    assert not table.came_since(seen + 1, np.array([2])), "it came before b did"
+    assert not table.came_since(table.arrivals, None)
 
 
 def test_a_bid_alone_leaves_the_live_ads_as_they_are() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import grpc
 import pytest
 from ad_generator.policy_loader import KEPT_POLICIES, PolicyLoader
+from gr4ad.generation.v1 import generation_pb2
 from gr4ad.training.v1 import training_pb2
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.errors import UnavailableError
@@ -65,6 +66,44 @@ async def test_a_roll_back_serves_the_old_answers(suite: Suite) -> None:
     after = await suite.ask(["ad-1-2-3"])
     assert after.policy.sha256 == sha256
     assert [ad.ad_id for ad in after.candidates] == [ad.ad_id for ad in before.candidates]
+
+
+async def test_a_roll_back_under_traffic_fails_no_request_and_mixes_no_policies(neighbours: Neighbours) -> None:
+    histories = [[f"ad-{number}-{number}-{number}"] for number in range(4)]
+    under_way, answers, stop = 0, [], asyncio.Event()
+
+    def ids(answer: generation_pb2.GenerateAdsResponse) -> list[str]:
+        return [ad.ad_id for ad in answer.candidates]
+
+    async with run_ready_generator(neighbours, result_cache_seconds=0.0) as suite:  # every request is computed
+        first = [await suite.ask(history) for history in histories]
+        neighbours.channel.activate(publish(neighbours.store_url, "second", seed=2))
+        await suite.serves("second")
+        second = [await suite.ask(history) for history in histories]
+        expected = {"first": list(map(ids, first)), "second": list(map(ids, second))}
+        assert all(one != other for one, other in zip(*expected.values(), strict=True))
+
+        async def user(number: int) -> None:
+            nonlocal under_way
+            while not stop.is_set():
+                under_way += 1
+                answer = await suite.ask(histories[number % 4])
+                under_way -= 1
+                assert ids(answer) == expected[answer.policy.policy_id][number % 4]
+                answers.append(answer.policy.policy_id)
+
+        users = [asyncio.create_task(user(number)) for number in range(8)]
+        await eventually(lambda: len(answers) > 20, "traffic")
+        assert under_way == 8
+        uri = f"{neighbours.store_url}/policies/first"
+        neighbours.channel.activate(training_pb2.Policy(policy=first[0].policy, uri=uri))
+        await suite.serves("first")
+        seen = len(answers)
+        await eventually(lambda: len(answers) > seen + 20, "traffic goes on")
+        stop.set()
+        await asyncio.gather(*users)
+    assert answers[0] == "second"
+    assert answers[-1] == "first"
 
 
 def _other_sha256(folder: Path, policy: training_pb2.Policy) -> None:

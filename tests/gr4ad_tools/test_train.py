@@ -33,7 +33,10 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
         requests: Requests to create a run.
         cancelled: Runs that were cancelled.
         outages: Calls to refuse as unavailable.
-        channels: Channels that the one policy is current in.
+        channels: Channels that `policy-1` is current in.
+        newer_policies: Policies after it, which are current nowhere.
+        rolled_back: Requests to roll back; those of the channel stable find an earlier policy.
+        lost_answers: Roll-backs whose answers are lost.
     """
 
     def __init__(self, *states: training_pb2.TrainingRunState.ValueType) -> None:
@@ -43,6 +46,9 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
         self.activated: list[tuple[str, str]] = []
         self.outages = 0
         self.channels = ["canary", "stable"]
+        self.newer_policies = 0
+        self.rolled_back: list[training_pb2.RollBackPolicyRequest] = []
+        self.lost_answers = 0
 
     def run(self) -> training_pb2.TrainingRun:
         state = self.states.pop(0) if len(self.states) > 1 else self.states[0]
@@ -89,6 +95,11 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
     async def ListPolicies(
         self, request: training_pb2.ListPoliciesRequest, context: grpc.aio.ServicerContext
     ) -> training_pb2.ListPoliciesResponse:
+        newer = self.newer_policies - int(request.page_token or 0)
+        if newer > 0:
+            policies = [training_pb2.Policy()] * min(newer, request.page_size)
+            done = self.newer_policies - newer + len(policies)
+            return training_pb2.ListPoliciesResponse(policies=policies, next_page_token=str(done))
         ref = type_pb2.PolicyRef(policy_id="policy-1", codebook_id="codebook-1")
         return training_pb2.ListPoliciesResponse(policies=[training_pb2.Policy(policy=ref, channels=self.channels)])
 
@@ -100,6 +111,18 @@ class TrainerDouble(training_pb2_grpc.TrainingServiceServicer):
         self.activated.append((request.policy_id, request.channel))
         ref = type_pb2.PolicyRef(policy_id=request.policy_id)
         return training_pb2.ActivatePolicyResponse(policy=training_pb2.Policy(policy=ref, channels=[request.channel]))
+
+    async def RollBackPolicy(
+        self, request: training_pb2.RollBackPolicyRequest, context: grpc.aio.ServicerContext
+    ) -> training_pb2.RollBackPolicyResponse:
+        self.rolled_back.append(request)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "restarting")
+        if request.channel != "stable":
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"channel: {request.channel}: activate another")
+        policy = training_pb2.Policy(policy=type_pb2.PolicyRef(policy_id="policy-0"), channels=["stable"])
+        return training_pb2.RollBackPolicyResponse(policy=policy)
 
 
 @asynccontextmanager
@@ -306,6 +329,43 @@ def test_commands_list_and_activate() -> None:
     assert activated.output == "policy-1 is current in canary\n"
     assert refused.exit_code == 1
     assert "policy_id: 'other'" in refused.output
+
+
+def test_the_rollback_command_says_what_is_served_now() -> None:
+    double = TrainerDouble(SUCCEEDED)
+    with serving_beside(double) as address:
+        rolled_back = CliRunner().invoke(app, ["policy", "rollback", "--address", address])
+        refused = CliRunner().invoke(app, ["policy", "rollback", "--channel", "canary", "--address", address])
+    assert rolled_back.exit_code == 0, rolled_back.output
+    assert rolled_back.output == "policy-0 is current in stable; policy-1 was rolled back\n"
+    assert refused.exit_code == 1
+    assert "channel: canary: activate another" in refused.output
+    assert [(request.channel, request.expected_policy_id) for request in double.rolled_back] == [
+        ("stable", "policy-1"),
+        ("canary", "policy-1"),
+    ]
+
+
+def test_a_rollback_whose_answer_is_lost_is_repeated_for_the_same_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = TrainerDouble(SUCCEEDED)
+    double.lost_answers = 6  # more than the channel itself retries
+    with serving_beside(double) as address:
+        rolled_back = CliRunner().invoke(app, ["policy", "rollback", "--address", address])
+        double.lost_answers = 1000
+        monkeypatch.setattr(train, "OUTAGE_S", 0.0)
+        lost = CliRunner().invoke(app, ["policy", "rollback", "--address", address])
+    assert rolled_back.output == "policy-0 is current in stable; policy-1 was rolled back\n"
+    assert {request.expected_policy_id for request in double.rolled_back} == {"policy-1"}
+    assert lost.exit_code == 1
+    assert "whether policy-1 was rolled back is not known: see `gr4ad policy list`" in lost.output
+
+
+async def test_the_policy_of_a_channel_is_found_behind_any_number_of_newer_ones() -> None:
+    double = TrainerDouble(SUCCEEDED)
+    double.newer_policies = 2500
+    async with serving(double) as address:
+        assert await train.current_policy(address, "stable") == "policy-1"
+        assert await train.current_policy(address, "fresh") == ""
 
 
 def test_a_trainer_that_is_not_there_is_named(free_port: Callable[[], int]) -> None:

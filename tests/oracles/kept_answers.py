@@ -22,7 +22,7 @@ class World:
 
 @dataclass
 class History:
-    """Every moment at which something changed, oldest first."""
+    """Every moment at which something changed or time had passed, oldest first; the latest is the present."""
 
     worlds: list[World] = field(default_factory=list)
 

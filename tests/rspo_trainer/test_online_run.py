@@ -25,6 +25,7 @@ from rspo_trainer.online_lists import is_held_out
 from sqlalchemy import update
 
 from tests.rspo_trainer.conftest import ADS, Trainer, running_trainer
+from tests.rspo_trainer.policies import activate
 
 SHOWN, RETURNED = 4, 8
 RESPONSE_RATE = 0.3
@@ -124,6 +125,26 @@ async def test_a_run_learns_publishes_and_goes_on_until_it_is_cancelled(trainer:
     assert len(ended.losses) > 1
     policies = (await trainer.stub.ListPolicies(training_pb2.ListPoliciesRequest())).policies
     assert len(policies) == 1 + ended.metrics["published"]
+
+
+async def test_the_publication_after_a_roll_back_becomes_current_as_usual(trainer: Trainer) -> None:
+    """The run goes on from where it is; to roll its next policy back passes over the one rolled back before."""
+    run = await start(trainer, publish_lists=150)
+    listed = await trainer.stub.ListPolicies(training_pb2.ListPoliciesRequest())
+    base = listed.policies[0].policy.policy_id
+    await activate(trainer, base, "canary")
+    await serve_lists(trainer.rewards, range(200))
+    learned = (await canary(trainer)).policy
+    await trainer.until(run.run_id, reached(200))  # the next publication is at 300 lists
+    back = training_pb2.RollBackPolicyRequest(channel="canary", expected_policy_id=learned.policy.policy_id)
+    assert (await trainer.stub.RollBackPolicy(back)).policy.policy.policy_id == base
+    await serve_lists(trainer.rewards, range(200, 400))
+    later = (await canary(trainer, after=int(learned.metrics["lists"]))).policy
+    assert later.policy.policy_id not in (base, learned.policy.policy_id)
+    assert later.channels == ["canary"]
+    assert later.metrics["published"] == 1.0, "it counts the one that was rolled back"
+    back.expected_policy_id = later.policy.policy_id
+    assert (await trainer.stub.RollBackPolicy(back)).policy.policy.policy_id == base
 
 
 async def test_a_new_process_goes_on_at_the_cursor_and_learns_nothing_twice(

@@ -8,6 +8,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -50,7 +51,7 @@ class Preference(StrEnum):
         return training_pb2.Preference.Value(f"PREFERENCE_{self.name}")
 
 
-policy_app = typer.Typer(help="List published policies and activate them.", no_args_is_help=True)
+policy_app = typer.Typer(help="List published policies, activate them, and roll back.", no_args_is_help=True)
 
 
 class TrainingRunError(Exception):
@@ -165,10 +166,19 @@ async def _patiently(call: Callable[[], Awaitable[T]], away: Callable[[str], Non
         await asyncio.sleep(POLL_S)
 
 
-async def current_policy(address: str, channel: str) -> str:
-    """Return the id of a channel's current policy; empty where it has none."""
-    policies = await list_policies(address, 1000)
-    return next((policy.policy.policy_id for policy in policies if channel in policy.channels), "")
+async def current_policy(address: str, policy_channel: str) -> str:
+    """Return the id of a channel's current policy, however old; empty where it has none."""
+    request = training_pb2.ListPoliciesRequest(page_size=1000)
+    async with open_channel(address) as channel:
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        while True:
+            page = await stub.ListPolicies(request, timeout=CALL_TIMEOUT_S)
+            for policy in page.policies:
+                if policy_channel in policy.channels:
+                    return str(policy.policy.policy_id)
+            if not page.next_page_token:
+                return ""
+            request.page_token = page.next_page_token
 
 
 async def list_runs(address: str, limit: int) -> list[training_pb2.TrainingRun]:
@@ -188,7 +198,7 @@ async def list_policies(address: str, limit: int) -> list[training_pb2.Policy]:
 
 
 async def activate_policy(address: str, policy_id: str, policy_channel: str) -> training_pb2.Policy:
-    """Make a policy the current one of a channel; an earlier one rolls back.
+    """Make a policy the current one of a channel.
 
     Raises:
         grpc.aio.AioRpcError: There is no such policy, or the trainer is away.
@@ -197,6 +207,24 @@ async def activate_policy(address: str, policy_id: str, policy_channel: str) -> 
         stub = training_pb2_grpc.TrainingServiceStub(channel)
         request = training_pb2.ActivatePolicyRequest(policy_id=policy_id, channel=policy_channel)
         return (await stub.ActivatePolicy(request, timeout=CALL_TIMEOUT_S)).policy
+
+
+async def roll_back_policy(address: str, policy_id: str, policy_channel: str) -> training_pb2.Policy:
+    """Make the policy current again that was so before a channel's current one; wait for a trainer that is away.
+
+    Args:
+        address: Of the trainer.
+        policy_id: The policy to roll back. It is stated, so that an attempt whose answer was lost does not count twice.
+        policy_channel: The channel.
+
+    Raises:
+        grpc.aio.AioRpcError: There is no earlier policy, another one is current by now, or the trainer is away.
+    """
+    async with open_channel(address) as channel:
+        stub = training_pb2_grpc.TrainingServiceStub(channel)
+        request = training_pb2.RollBackPolicyRequest(channel=policy_channel, expected_policy_id=policy_id)
+        call = partial(stub.RollBackPolicy, request, timeout=CALL_TIMEOUT_S)
+        return (await _patiently(call, lambda reason: None, OUTAGE_S)).policy
 
 
 AddressOption = Annotated[str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the trainer.")]
@@ -327,9 +355,29 @@ def policy_activate_command(
     channel: Annotated[str, typer.Option(help="The channel.")] = "stable",
     address: AddressOption = DEFAULT_ADDRESS,
 ) -> None:
-    """Make a policy the current one of a channel; an earlier one rolls back."""
+    """Make a policy the current one of a channel."""
     try:
         policy = asyncio.run(activate_policy(address, policy_id, channel))
     except grpc.aio.AioRpcError as error:
         leave(describe(error, address))
     typer.echo(f"{policy.policy.policy_id} is current in {', '.join(policy.channels)}")
+
+
+@policy_app.command("rollback")
+def policy_rollback_command(
+    channel: Annotated[str, typer.Option(help="The channel.")] = "stable",
+    address: AddressOption = DEFAULT_ADDRESS,
+) -> None:
+    """Make the policy current again that was so before a channel's current one; repeated, it goes further back."""
+    rolled_back = ""
+    try:
+        rolled_back = asyncio.run(current_policy(address, channel))
+        policy = asyncio.run(roll_back_policy(address, rolled_back, channel))
+    except grpc.aio.AioRpcError as error:
+        message = describe(error, address)
+        if rolled_back and error.code() in AWAY:
+            message += (
+                f"; whether {rolled_back} was rolled back is not known: see `gr4ad policy list` before you repeat it"
+            )
+        leave(message)
+    typer.echo(f"{policy.policy.policy_id} is current in {', '.join(policy.channels)}; {rolled_back} was rolled back")
