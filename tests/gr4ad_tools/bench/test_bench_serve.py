@@ -245,7 +245,7 @@ def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(stage, "SCENARIO", "tiny")
     options = {
         "--preset": "tiny", "--ads": "300", "--widths": "4-8-32", "--candidates": "10", "--budget-ms": "1000",
-        "--loads": "50,150", "--fixed-loads": "150", "--seconds": "1.5", "--capacity-seconds": "0.5", "--churn": "20",
+        "--loads": "50,150", "--fixed-loads": "150", "--seconds": "1.5", "--capacity-seconds": "0.5", "--churn": "5",
         "--soak": "0.05", "--compared": "10", "--out": str(tmp_path),
     }  # fmt: skip
     result = CliRunner().invoke(app, ["serve", *(word for option in options.items() for word in option), "--json"])
@@ -254,7 +254,8 @@ def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.Mo
     assert figures["nominal_rps"]["value"] > 0
     assert figures["answered_share_at_50"]["n"] > 0
     assert figures["adaptive_over_fixed_at_150"]["n"] > 0
-    assert figures["list_value_at_50"]["n"] == 10
+    assert 0 < figures["list_value_at_50"]["n"] <= 10
+    assert figures["list_value_at_50"]["value"] > 0
     assert figures["ads_paused"]["value"] > 0
     assert figures["invalid_ads"]["value"] == 0
     assert figures["invalid_ads"]["n"] > 0

@@ -22,7 +22,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from gr4ad_tools import figures
 from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.session import NoCapacityError, Plan, Session
-from gr4ad_tools.bench.serve.stage import SHAPES, Shape, running
+from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, running
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.figures import Figure
@@ -106,6 +106,8 @@ def serve_command(
         leave(describe(error, "a service"))
     except (Gr4adError, NoCapacityError) as error:
         leave(str(error))
+    except TimeoutError:
+        leave(f"--ads: {ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
     except KeyboardInterrupt:
         leave("interrupted: nothing was kept, the same command begins anew", code=130)
     out.mkdir(parents=True, exist_ok=True)
@@ -134,6 +136,7 @@ async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict
 
     Raises:
         NoCapacityError: Fixed widths answer nobody in time.
+        TimeoutError: The generators do not serve the ads in time.
         Gr4adError: A service did not start.
         grpc.aio.AioRpcError: A service refused to be prepared.
     """

@@ -20,7 +20,7 @@ from gr4ad_tools.bench.serve.client import ANSWERED, Outcome, Target, closed_loo
 from gr4ad_tools.bench.serve.stage import ADAPTIVE, FIXED, Stage
 from gr4ad_tools.figures import Figure
 
-USERS: Final = (4, 8, 16, 32)
+USERS: Final = (6, 9, 12, 18)
 """How many ask at a time, in turn, to find the capacity."""
 WARM_UP_USERS: Final = 4
 PATIENT_S: Final = 5.0
@@ -150,8 +150,11 @@ class Session:
         return Load.settled(outcomes, arrivals, seconds, self.plan.budget_s)
 
     async def _compare(self, load: Load) -> Figure:
-        """Ask some of a load's users once more at full width, and return what their lists were worth relative to it."""
-        answered = load.answered
+        """Ask some of a load's users once more at full width, and return what their lists were worth relative to it.
+
+        Lists with an ad that has been paused since are left out: at any width they would be worth less now.
+        """
+        answered = [each for each in load.answered if self.churn.paused_at.keys().isdisjoint(each.ad_ids)]
         step = max(1, len(answered) // max(1, self.plan.compared))
         sample = answered[::step][: self.plan.compared]
         users = [outcome.user for outcome in sample]
