@@ -1,0 +1,226 @@
+"""The course of the benchmark: capacity, loads, what they cost in quality, and a long load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+
+from gr4ad_tools import figures
+from gr4ad_tools.bench.beam_simulation import poisson_arrivals
+from gr4ad_tools.bench.serve.accounting import Load, failed, growth_pct, over_fixed, refusal_ms, relative_value
+from gr4ad_tools.bench.serve.churn import Churn
+from gr4ad_tools.bench.serve.client import ANSWERED, Outcome, Target, closed_loop, open_loop
+from gr4ad_tools.bench.serve.stage import ADAPTIVE, FIXED, Stage
+from gr4ad_tools.figures import Figure
+
+USERS: Final = (6, 9, 12, 18)
+"""How many ask at a time, in turn, to find the capacity."""
+WARM_UP_USERS: Final = 4
+PATIENT_S: Final = 5.0
+"""Budget of those who ask at full width: no question of time."""
+SOAK_PCT: Final = 80
+USERS_A_RUN: Final = 100_000_000
+"""Numbers that each run's users are among, so that no user comes twice."""
+
+
+class NoCapacityError(Exception):
+    """The generator answers nobody in time, so that no load can be said relative to what it can do."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        loads: In percent of the nominal load.
+        fixed_loads: At which of them fixed widths are measured, too.
+        seconds: Of each load.
+        capacity_seconds: Of each number of users, in the search of the capacity.
+        soak_minutes: Of the long load; 0 for none.
+        budget_s: Latency budget of each request.
+        candidates: Ads wanted per request.
+        churn_per_s: Pauses a second, and as many creations; 0 for none.
+        compared: Requests of each load whose lists are compared with those at full width.
+        seed: Of arrivals and users.
+    """
+
+    loads: tuple[int, ...]
+    fixed_loads: tuple[int, ...]
+    seconds: float
+    capacity_seconds: float
+    soak_minutes: float
+    budget_s: float
+    candidates: int
+    churn_per_s: float
+    compared: int
+    seed: int
+
+
+@dataclass
+class Session:
+    """One benchmark of a running stage.
+
+    Attributes:
+        stage: What is running.
+        plan: What to measure.
+        client: A process of the client's own.
+        churn: Changes of the catalogue while loads run.
+        tell: Called with what is under way.
+        found: The figures so far.
+        returned_ads: Ads returned, over all that was asked.
+        invalid_ads: Those of them that were not live.
+        failures: Requests that neither were answered nor refused.
+    """
+
+    stage: Stage
+    plan: Plan
+    client: ProcessPoolExecutor
+    churn: Churn
+    tell: Callable[[str], None]
+    found: dict[str, Figure] = field(default_factory=dict)
+    returned_ads: int = 0
+    invalid_ads: int = 0
+    failures: int = 0
+    _runs: int = 0
+
+    async def measure(self) -> dict[str, Figure]:
+        """Measure all of the plan and return the figures."""
+        for name in (FIXED, ADAPTIVE):
+            await self._closed(name, self._next_users(), WARM_UP_USERS, self.plan.capacity_seconds)
+        nominal = await self._nominal()
+        log_start = self.stage.log(ADAPTIVE).stat().st_size
+        adaptive, fixed = {}, {}
+        for load in self.plan.loads:
+            self.tell(f"{load} % of {nominal:.0f} requests a second")
+            adaptive[load] = await self._load(ADAPTIVE, load, nominal)
+            self.found |= adaptive[load].figures(f"at_{load}")
+            self.found[f"list_value_at_{load}"] = await self._compare(adaptive[load])
+            if load in self.plan.fixed_loads:
+                self.tell(f"{load} %, fixed widths")
+                fixed[load] = await self._load(FIXED, load, nominal)
+                self.found |= fixed[load].figures(f"fixed_at_{load}")
+        self.found |= over_fixed(adaptive, fixed)
+        with self.stage.log(ADAPTIVE).open(encoding="utf-8") as log:
+            log.seek(log_start)
+            self.found["refused_ms_p99"] = figures.percentile(refusal_ms(log), 99, "ms")
+        if self.plan.soak_minutes:
+            await self._soak(nominal)
+        restarts = sum(self.stage.suite.restarts.values())
+        self.found |= {
+            "invalid_ads": Figure(self.invalid_ads, "ads", self.returned_ads),
+            "ads_paused": Figure(len(self.churn.paused_at), "ads"),
+            "failed": Figure(self.failures, "requests"),
+            "restarts": Figure(restarts, "processes"),
+        }
+        return self.found
+
+    async def _nominal(self) -> float:
+        """Measure what users who wait for answers get at most from fixed widths, in answers in budget a second."""
+        best = Figure(0.0)
+        for users in USERS:
+            self.tell(f"capacity, {users} users")
+            outcomes = await self._closed(FIXED, self._next_users(), users, self.plan.capacity_seconds)
+            span_s = max(outcome.received for outcome in outcomes) - min(outcome.sent for outcome in outcomes)
+            load = Load(outcomes, span_s, self.plan.budget_s)
+            if load.in_budget_per_s > best.value:
+                best = Figure(load.in_budget_per_s, "1/s", load.in_budget)
+        if not best.n:
+            raise NoCapacityError(
+                f"budget_ms: {1e3 * self.plan.budget_s:g}: fixed widths answer nobody in time: "
+                "give more, or a smaller shape"
+            )
+        self.found["nominal_rps"] = best
+        return best.value
+
+    async def _load(self, name: str, load_pct: int, nominal: float) -> Load:
+        """Put a constant load on a generator; the same arrivals and users meet each generator."""
+        seconds, rate = self.plan.seconds, load_pct / 100.0 * nominal
+        arrivals = poisson_arrivals(lambda _: rate, rate, seconds, np.random.default_rng([self.plan.seed, load_pct]))
+        run = f"{name}-{load_pct}"
+        async with background(self.churn.run()):
+            outcomes = await self._run(open_loop, self._target(name), run, arrivals, load_pct * USERS_A_RUN)
+        self._account(outcomes)
+        return Load.settled(outcomes, arrivals, seconds, self.plan.budget_s)
+
+    async def _compare(self, load: Load) -> Figure:
+        """Ask some of a load's users once more at full width, and return what their lists were worth relative to it.
+
+        Lists with an ad that has been paused since are left out: at any width they would be worth less now.
+        """
+        answered = [each for each in load.answered if self.churn.paused_at.keys().isdisjoint(each.ad_ids)]
+        step = max(1, len(answered) // max(1, self.plan.compared))
+        sample = answered[::step][: self.plan.compared]
+        users = [outcome.user for outcome in sample]
+        full = await self._closed(FIXED, users, WARM_UP_USERS, float("inf"), budget_s=PATIENT_S)
+        return relative_value(sample, full)
+
+    async def _soak(self, nominal: float) -> None:
+        """Put a load below the capacity on the adaptive generator for long, and watch its memory."""
+        seconds, rate = 60.0 * self.plan.soak_minutes, SOAK_PCT / 100.0 * nominal
+        self.tell(f"{SOAK_PCT} % for {self.plan.soak_minutes:g} min")
+        arrivals = poisson_arrivals(lambda _: rate, rate, seconds, np.random.default_rng([self.plan.seed, 1 << 20]))
+        resident_mb: list[float] = []
+
+        async def watch() -> None:
+            while True:
+                resident_mb.append(self.stage.resident_mb(ADAPTIVE))
+                await asyncio.sleep(1.0)
+
+        async with background(self.churn.run()), background(watch()):
+            outcomes = await self._run(open_loop, self._target(ADAPTIVE), "soak", arrivals, 0)
+        self._account(outcomes)
+        load = Load.settled(outcomes, arrivals, seconds, self.plan.budget_s)
+        self.found |= load.figures("soak")
+        self.found |= {
+            "soak_rss_growth_pct": growth_pct(resident_mb),
+            "soak_rss_mb": Figure(resident_mb[-1], "MiB", len(resident_mb), min(resident_mb), max(resident_mb)),
+            "soak_failed": Figure(failed(outcomes), "requests", len(outcomes)),
+        }
+
+    async def _closed(
+        self, name: str, users: Sequence[int], at_a_time: int, seconds: float, budget_s: float | None = None
+    ) -> list[Outcome]:
+        target = self._target(name)
+        if budget_s is not None:
+            target = replace(target, budget_s=budget_s)
+        self._runs += 1
+        outcomes = await self._run(closed_loop, target, f"closed-{self._runs}", users, at_a_time, seconds)
+        self._account(outcomes)
+        return outcomes
+
+    async def _run(self, loop_of: Callable[..., list[Outcome]], *arguments: object) -> list[Outcome]:
+        return await asyncio.get_running_loop().run_in_executor(self.client, loop_of, *arguments)
+
+    def _account(self, outcomes: Sequence[Outcome]) -> None:
+        self.returned_ads += sum(len(outcome.ad_ids) for outcome in outcomes)
+        self.invalid_ads += self.churn.invalid(outcomes)
+        self.failures += failed(outcomes)
+        self.churn.saw(outcome for outcome in outcomes if outcome.code == ANSWERED)
+
+    def _target(self, name: str) -> Target:
+        stage, plan = self.stage, self.plan
+        events = stage.config.max_history
+        return Target(stage.suite.addresses[name], stage.ad_ids, events, plan.candidates, plan.budget_s, plan.seed)
+
+    def _next_users(self) -> range:
+        start = (10_000 + self._runs) * USERS_A_RUN
+        return range(start, start + USERS_A_RUN)
+
+
+@asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do something beside the block, until the block ends; what it raises comes out then."""
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
