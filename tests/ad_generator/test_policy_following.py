@@ -242,7 +242,7 @@ async def test_an_unreachable_store_delays_a_policy_until_it_is_back(
 
 async def test_a_cache_that_cannot_be_written_is_named(neighbours: Neighbours, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    loader = PolicyLoader(ArtifactStore(neighbours.store_url), tmp_path / "file" / "cache", "cpu", 1, 3)
+    loader = PolicyLoader(ArtifactStore(neighbours.store_url), tmp_path / "file" / "cache", "cpu", "float32", 1, 3)
     with pytest.raises(UnavailableError, match=f"policy_cache: {tmp_path}.*GR4AD_POLICY_CACHE"):
         loader.load(publish(neighbours.store_url, "second", seed=2))
 

@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -223,8 +222,10 @@ async def roll_back_policy(address: str, policy_id: str, policy_channel: str) ->
     async with open_channel(address) as channel:
         stub = training_pb2_grpc.TrainingServiceStub(channel)
         request = training_pb2.RollBackPolicyRequest(channel=policy_channel, expected_policy_id=policy_id)
-        call = partial(stub.RollBackPolicy, request, timeout=CALL_TIMEOUT_S)
-        return (await _patiently(call, lambda reason: None, OUTAGE_S)).policy
+        rolled_back = await _patiently(
+            lambda: stub.RollBackPolicy(request, timeout=CALL_TIMEOUT_S), lambda reason: None, OUTAGE_S
+        )
+        return rolled_back.policy
 
 
 AddressOption = Annotated[str, typer.Option(envvar=ADDRESS_VARIABLE, help="Address of the trainer.")]
