@@ -9,7 +9,7 @@ SETUP := $(VENV)/.setup
 CONTRACTS := protos/gen/contracts.binpb
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint types imports contracts format lock clean
+.PHONY: help demo test test-long check lint types imports contracts format lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -19,6 +19,9 @@ demo: $(SETUP) ## Run the whole loop on a simulated market: four services, one r
 
 test: $(SETUP) $(BIN)/helm ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-long: $(SETUP) $(BIN)/helm ## Run the tests that take long: services killed in turn, load on a generator
+	$(BIN)/python -m pytest -m long $(ARGS)
 
 check: lint types imports contracts test ## Run every check: style, types, import rules, contracts, tests
 

@@ -241,6 +241,7 @@ def test_what_fails_in_the_background_comes_out() -> None:
         asyncio.run(run())
 
 
+@pytest.mark.long
 def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "SCENARIO", "tiny")
     options = {
