@@ -15,7 +15,7 @@ from ad_generator.engine import Engine, Generated, Query
 from ad_generator.list_sender import ListSender, Served
 from ad_generator.message_translation import query_of, response_of
 from ad_generator.request_trace import record_spans
-from ad_generator.result_cache import Moment, ResultCache, request_key
+from ad_generator.result_cache import ResultCache, request_key
 from ad_generator.shared_computation import SharedComputations
 
 Response = generation_pb2.GenerateAdsResponse
@@ -117,20 +117,16 @@ class Generation:
         # Who asks after a swap shares nothing with those before it.
         question = (key, state.policy.ref.policy_id, state.policy.ref.sha256)
         batched, shared = await self.computations.result(
-            question, deadline, lambda: self._compute(request, deadline, key, began)
+            question, deadline, lambda: self._batcher.submit(query_of(request), deadline)
         )
-        if shared:
-            return self._response(batched.result, Response.ORIGIN_SHARED), None
-        return self._response(batched.result, Response.ORIGIN_COMPUTED), batched
-
-    async def _compute(
-        self, request: generation_pb2.GenerateAdsRequest, deadline: float, key: bytes, began: Moment
-    ) -> Batched[Generated]:
-        batched = await self._batcher.submit(query_of(request), deadline)
         found = batched.result
-        if self.cache is not None and found.policy is began.policy and found.table is began.table:
-            self.cache.keep(key, began, response_of(found, set(found.slots)), found.slots, request.candidate_count)
-        return batched
+        if shared:
+            return self._response(found, Response.ORIGIN_SHARED), None
+        response = self._response(found, Response.ORIGIN_COMPUTED)
+        whole = len(response.candidates) == len(found.slots)  # none of its ads died meanwhile
+        if whole and found.policy is began.policy and found.table is began.table:
+            self.cache.keep(key, began, response, found.slots, request.candidate_count)
+        return response, batched
 
     def _response(self, generated: Generated, origin: Response.Origin.ValueType) -> Response:
         response = response_of(generated, self._shown(generated))
