@@ -10,7 +10,6 @@ from typing import Annotated
 import grpc
 import typer
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
-from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_core.learning.data_folder import DataFolderError
 from gr4ad_core.learning.embedding import EncoderFolderError
 from gr4ad_core.sid.business_code import SIGNAL_VALUES
@@ -25,7 +24,6 @@ from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook_fit import ARTIFACT_FOLDER, FitOptions, fit_codebook_from_folder
 
 LIST_TIMEOUT_S = 30.0
-POLICIES_A_PAGE = 1000
 REFIT_ABOVE = {"error_ratio": 1.25, "far_share": 0.05, "spilled_share": 0.05, "fullest_prefix": 0.9}
 """Rules of thumb: a quarter more is left over than at the fit, five times as many ads lie far off, one in twenty is
 away from its nearest prefix, or a prefix is all but full."""
@@ -89,19 +87,15 @@ async def channels_on(rspo_trainer_address: str, codebook_id: str) -> list[str]:
     Raises:
         grpc.aio.AioRpcError: The trainer did not answer.
     """
-    found: list[str] = []
-    async with open_channel(rspo_trainer_address) as channel:
-        stub = training_pb2_grpc.TrainingServiceStub(channel)
-        # A channel's current policy may be older than any number of another one's.
-        request = training_pb2.ListPoliciesRequest(page_size=POLICIES_A_PAGE)
-        while True:
-            page = await stub.ListPolicies(request, timeout=LIST_TIMEOUT_S)
-            for policy in page.policies:
-                if policy.policy.codebook_id == codebook_id:
-                    found.extend(policy.channels)
-            if not page.next_page_token:
-                return sorted(found)
-            request.page_token = page.next_page_token
+    # A channel's current policy may be older than any number of another one's.
+    return sorted(
+        [
+            channel
+            async for policy in train.all_policies(rspo_trainer_address)
+            if policy.policy.codebook_id == codebook_id
+            for channel in policy.channels
+        ]
+    )
 
 
 async def list_codebooks(sid_assigner_address: str) -> list[sid_pb2.Codebook]:
@@ -127,9 +121,12 @@ def fit(
         str, typer.Option(help="Codes of every level, the business level last: 1024,256,64. By the ads if left out.")
     ] = "",
     business_signals: Annotated[
-        list[str],
-        typer.Option("--business-signal", help=f"In the high bits of business codes: {' or '.join(SIGNAL_VALUES)}."),
-    ] = ["conversion_type"],  # noqa: B006 (typer reads the default, nobody changes it)
+        list[str] | None,
+        typer.Option(
+            "--business-signal",
+            help=f"In the high bits of business codes: {' or '.join(SIGNAL_VALUES)}. The first if left out.",
+        ),
+    ] = None,
     encoder: Annotated[
         Path | None,
         typer.Option(
@@ -150,7 +147,7 @@ def fit(
     options = FitOptions(
         seed=seed,
         level_sizes=_sizes(level_sizes),
-        business_signals=tuple(business_signals),
+        business_signals=tuple(business_signals or FitOptions.business_signals),
         encoder=encoder,
         content_only=content_only,
         holdout_events=holdout,

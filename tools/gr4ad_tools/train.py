@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -26,6 +26,7 @@ DEFAULT_ADDRESS = "127.0.0.1:50054"
 ADDRESS_VARIABLE = "GR4AD_RSPO_TRAINER_ADDRESS"
 CALL_TIMEOUT_S = 10.0
 POLL_S = 0.5
+POLICIES_A_PAGE = 1000
 OUTAGE_S = 120.0
 """How long a trainer that is away may take to come back: a supervisor restarts it within seconds."""
 AWAY = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED})
@@ -167,16 +168,28 @@ async def _patiently(call: Callable[[], Awaitable[T]], away: Callable[[str], Non
 
 async def current_policy(address: str, policy_channel: str) -> str:
     """Return the id of a channel's current policy, however old; empty where it has none."""
-    request = training_pb2.ListPoliciesRequest(page_size=1000)
+    async with contextlib.aclosing(all_policies(address)) as policies:
+        async for policy in policies:
+            if policy_channel in policy.channels:
+                return str(policy.policy.policy_id)
+    return ""
+
+
+async def all_policies(address: str) -> AsyncGenerator[training_pb2.Policy, None]:
+    """Yield every policy, the newest first.
+
+    Raises:
+        grpc.aio.AioRpcError: The trainer did not answer.
+    """
+    request = training_pb2.ListPoliciesRequest(page_size=POLICIES_A_PAGE)
     async with open_channel(address) as channel:
         stub = training_pb2_grpc.TrainingServiceStub(channel)
         while True:
             page = await stub.ListPolicies(request, timeout=CALL_TIMEOUT_S)
             for policy in page.policies:
-                if policy_channel in policy.channels:
-                    return str(policy.policy.policy_id)
+                yield policy
             if not page.next_page_token:
-                return ""
+                return
             request.page_token = page.next_page_token
 
 

@@ -46,18 +46,14 @@ class PathStates:
         return PathStates(kv_BWE, (*earlier, first_B1 + parents_BW))
 
     def remember(self, layer: int, kv_BWE: Tensor) -> list[Tensor]:
-        """Keep this position's keys and values; return those of each beam's whole path (see `CausalLayer.step`)."""
-        bos_and_earlier = self.kv_BWE[layer]
-        path = [kv_BWE]
-        if bos_and_earlier:
-            bos_B1E, *earlier = bos_and_earlier
-            selected = [
-                past_BWE.flatten(0, 1).index_select(0, rows_BW.flatten()).view(*rows_BW.shape, -1)
-                for past_BWE, rows_BW in zip(earlier, self.rows_BW, strict=True)
-            ]
-            path = [bos_B1E, *selected, kv_BWE]
+        """Keep this position's keys and values; return those of each beam's path, see `LevelAttention.read_path`."""
+        bos_B1E, past_BWE = self.kv_BWE[layer][:1], self.kv_BWE[layer][1:]
+        own_path = [
+            kv_BWE_then.flatten(0, 1).index_select(0, rows_BW.flatten()).view(*rows_BW.shape, -1)
+            for kv_BWE_then, rows_BW in zip(past_BWE, self.rows_BW, strict=True)
+        ]
         self.kv_BWE[layer].append(kv_BWE)
-        return path
+        return [*bos_B1E, *own_path, kv_BWE]
 
 
 @dataclass(frozen=True)

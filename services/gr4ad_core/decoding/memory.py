@@ -16,7 +16,7 @@ def keep_freed_memory() -> None:
     """Let the C library keep freed memory, up to the peak of this process, for as long as the process lives.
 
     A search's tensors are some megabytes each, and glibc gives blocks of that size back to the system, which hands out
-    empty pages again at the next search: a sixth of its time. With another C library nothing is changed.
+    empty pages again, one fault each, at the next search. With another C library nothing is changed.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

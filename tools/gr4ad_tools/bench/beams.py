@@ -204,14 +204,14 @@ def _story_drawings(setup: Setup) -> list[dict[str, str]]:
     }
     shares = {name: (edges[:-1], _answered_shares(course, edges, setup.budget_s)) for name, course in courses.items()}
     return [
-        _drawing(plots.time_lines({"load": (edges, loads)}, "load, % of nominal"), "What is asked for."),
-        _drawing(plots.time_lines({"scale": (starts, scales)}, "scale of widths"), "Scale of each batch."),
+        _drawing(plots.lines({"load": (edges, loads)}, "seconds", "load, % of nominal"), "What is asked for."),
+        _drawing(plots.lines({"scale": (starts, scales)}, "seconds", "scale of widths"), "Scale of each batch."),
         _drawing(
-            plots.time_lines(waits, "wait, ms", limit=1e3 * setup.budget_s),
+            plots.lines(waits, "seconds", "wait, ms", limit=1e3 * setup.budget_s),
             "How long the oldest request of each batch waited; dotted, the latency budget.",
         ),
         _drawing(
-            plots.time_lines(shares, "answered in budget"),
+            plots.lines(shares, "seconds", "answered in budget"),
             f"Share of the requests of each {WINDOW_S:g} s that were answered within their budget.",
         ),
     ]
@@ -243,7 +243,9 @@ def _settling_drawing(setup: Setup, courses: Mapping[int, Course]) -> dict[str, 
         starts, _, scales = np.array(courses[load].batches).T
         counts, sums = np.histogram(starts, edges)[0], np.histogram(starts, edges, weights=scales)[0]
         means[f"{load} %"] = (edges[:-1][counts > 0], sums[counts > 0] / counts[counts > 0])
-    return _drawing(plots.time_lines(means, "mean scale"), f"Mean scale of each {WINDOW_S:g} s at constant loads.")
+    return _drawing(
+        plots.lines(means, "seconds", "mean scale"), f"Mean scale of each {WINDOW_S:g} s at constant loads."
+    )
 
 
 def _drawing(svg: str, caption: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ POLICY = "#2b6cb0"
 SECOND = "#c05621"
 THIRD = "#2f855a"
 FOURTH = "#6b46c1"
+MARKED = 20  # points of a line at most, to be marked one by one
 STYLE: dict[Any, Any] = {  # its declared keys are a literal of all parameters
     "svg.fonttype": "none",
     "svg.hashsalt": "gr4ad",  # the same values give the same file
@@ -183,30 +184,20 @@ def delay_dots(delays_ms: Mapping[str, Sequence[float]], limit_ms: float) -> str
     return _svg(figure)
 
 
-def lines(series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], x_label: str, y_label: str) -> str:
-    """Draw named series of points, x and y, joined by lines."""
-    figure, axes = _axes(5.6, 2.6)
-    for (name, (x, y)), colour in zip(series.items(), (POLICY, SECOND, THIRD), strict=False):
-        axes.plot(x, y, color=colour, linewidth=1.6, marker="o", markersize=3, label=name)
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    if len(series) > 1:
-        axes.legend(frameon=False, fontsize=8)
-    return _svg(figure)
-
-
-def time_lines(
-    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], y_label: str, limit: float | None = None
+def lines(
+    series: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    x_label: str,
+    y_label: str,
+    limit: float | None = None,
 ) -> str:
-    """Draw named series over time, seconds and values, with a dotted limit."""
-    figure, axes = _axes(5.6, 2.2)
-    for (name, (seconds, values)), colour in zip(series.items(), (POLICY, SECOND, THIRD), strict=False):
-        axes.plot(seconds, values, color=colour, linewidth=0.8, label=name)
+    """Draw named series of points, x and y, joined by lines; few points are marked. With a dotted limit, if given."""
+    figure, axes = _axes(5.6, 2.4)
+    for (name, (x, y)), colour in zip(series.items(), (POLICY, SECOND, THIRD), strict=False):
+        axes.plot(x, y, color=colour, linewidth=1.2, marker="o" if len(x) <= MARKED else "", markersize=3, label=name)
     if limit is not None:
         axes.axhline(limit, color=MUTED, linewidth=1, linestyle=":")
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("seconds")
+    axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if len(series) > 1:
         axes.legend(frameon=False, fontsize=8)
