@@ -7,7 +7,7 @@ import json
 import sys
 import uuid
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import grpc
 import typer
@@ -114,6 +114,26 @@ def live_index(
         return phases.delay_figures(delays)
 
     _print(asyncio.run(run()), as_json)
+
+
+def write_summary(found: dict[str, Figure], seed: int, out: Path) -> dict[str, Any]:
+    """Write the figures of this command into `summary.json` of a folder, and return what it holds."""
+    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
+    out.mkdir(parents=True, exist_ok=True)
+    figures.write_json(out / "summary.json", document)
+    return document
+
+
+def show_summary(document: dict[str, Any], found: dict[str, Figure], out: Path, as_json: bool) -> None:
+    """Print what `write_summary` wrote, as JSON or as a table, and where it lies, with the page beside it, if any."""
+    if as_json:
+        print(json.dumps(document, indent=2))
+    else:
+        print_figures(found, Console())
+    console = Console(stderr=True)
+    for name, file in (("summary", "summary.json"), ("report", "report.html")):
+        if (out / file).exists():
+            console.print(f"{name:<9}{out / file}", soft_wrap=True)
 
 
 def print_figures(found: dict[str, Figure], console: Console) -> None:

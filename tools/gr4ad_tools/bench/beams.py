@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +12,12 @@ import typer
 from ad_generator.batch_plan import Limits
 from ad_generator.cost_model import Costs
 from numpy.typing import NDArray
-from rich.console import Console
 
 from gr4ad_tools import figures
 from gr4ad_tools.bench.beam_simulation import Course, Engine, Truth, poisson_arrivals, simulate
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 from gr4ad_tools.report_page import plots, write_page
 
 LOADS_PCT: Final = (10, 20, 30, 50, 70, 90, 100, 120, 150, 200, 300)
@@ -96,9 +93,7 @@ def beams_command(
     limits = Limits(max_batch_size, 1e-3, scale_min, scale_max)
     setup = Setup(Engine(Truth(costs), base_widths, limits), 1e-3 * budget_ms, seconds, seed)
     found, courses = measure(setup)
-    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
-    out.mkdir(parents=True, exist_ok=True)
-    figures.write_json(out / "summary.json", document)
+    document = write_summary(found, seed, out)
     write_page(
         out / "report.html",
         "gr4ad_tools.report_page",
@@ -110,11 +105,7 @@ def beams_command(
         tiles=TILES,
         sections=_sections(setup, found, courses),
     )
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(found, Console())
-    Console(stderr=True).print(f"summary  {out / 'summary.json'}\nreport   {out / 'report.html'}", soft_wrap=True)
+    show_summary(document, found, out, as_json)
 
 
 def measure(setup: Setup, loads_pct: Sequence[int] = LOADS_PCT) -> tuple[dict[str, Figure], dict[int, Course]]:

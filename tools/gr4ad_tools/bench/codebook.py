@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,14 +19,13 @@ from gr4ad_core.sid.codebook import default_level_sizes
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gr4ad_tools import figures
 from gr4ad_tools.bench.ad_vectors import AdVectors, folder_catalogue, generated_catalogue
 from gr4ad_tools.bench.tokenisers import TOKENISERS, equal_sizes
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 
 BATCH = 1000
 """Ads assigned at a time: the most that one call of BatchCreateAdSids takes."""
@@ -151,13 +148,8 @@ def codebook_command(
         for tokeniser, of_tokeniser in found.items()
         for key, figure in of_tokeniser.items()
     }
-    document = figures.document(figures_found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
-    figures.write_json(out / "summary.json", document)
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(figures_found, Console())
-    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
+    document = write_summary(figures_found, seed, out)
+    show_summary(document, figures_found, out, as_json)
 
 
 def _measured(catalogue: Catalogue, chosen: Sequence[str], out: Path) -> dict[str, Mapping[str, Any]]:

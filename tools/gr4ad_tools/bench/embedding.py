@@ -9,8 +9,6 @@ Shapes: N events, M scored users, P of them whose last two ads differ.
 
 from __future__ import annotations
 
-import json
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -39,7 +37,6 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gr4ad_tools import figures
 from gr4ad_tools.bootstrap import UserSums, bootstrap_ratio
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook_fit import EMBEDDING_DIM, POSITIVES, content_of, signals_of
@@ -47,7 +44,7 @@ from gr4ad_tools.codebook_report.quality import pair_recall
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.leave_one_out import LeaveOneOut, leave_one_out
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 
 CONTENT, HEAD = "content", "head"
 K = 10
@@ -196,13 +193,8 @@ def embedding_command(
     except KeyboardInterrupt:
         leave(f"interrupted: the same command goes on where it was; what there is lies in {out}", code=130)
     figures_found = embedding_figures(found, seeds)
-    document = figures.document(figures_found, " ".join(["gr4ad", *sys.argv[1:]]), 0)
-    figures.write_json(out / "summary.json", document)
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(figures_found, Console())
-    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
+    document = write_summary(figures_found, 0, out)
+    show_summary(document, figures_found, out, as_json)
 
 
 def _measured(setting: Setting, seeds: int, out: Path) -> dict[tuple[str, int], dict[str, dict[str, bool]]]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import json
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,7 +32,7 @@ from gr4ad_tools.bench.sid_indexes import (
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 
 LEVEL_SIZES: Final = (16384, 4096, 1024)
 BEAMS: Final = 512
@@ -217,11 +215,5 @@ def index_command(
         leave("interrupted: nothing was kept, the same command begins anew", code=130)
     finally:
         torch.set_num_threads(threads)
-    out.mkdir(parents=True, exist_ok=True)
-    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
-    figures.write_json(out / "summary.json", document)
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(found, Console())
-    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
+    document = write_summary(found, seed, out)
+    show_summary(document, found, out, as_json)

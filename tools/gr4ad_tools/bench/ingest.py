@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,7 +30,7 @@ from gr4ad_tools.codebook import activate_codebook
 from gr4ad_tools.codebook_fit import FitOptions, fit_codebook_from_folder
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.ingest import batches
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 from gr4ad_tools.simulate import Market
 from gr4ad_tools.suite_processes import PROCESSES
 from gr4ad_tools.up import Suite
@@ -172,11 +171,5 @@ def ingest_command(
         leave(describe(errors.exceptions[0], SERVICE))  # type: ignore[arg-type]
     except* (Gr4adError, WrongAnswerError) as errors:
         leave(str(errors.exceptions[0]))
-    out.mkdir(parents=True, exist_ok=True)
-    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
-    figures.write_json(out / "summary.json", document)
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(found, Console())
-    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
+    document = write_summary(found, seed, out)
+    show_summary(document, found, out, as_json)

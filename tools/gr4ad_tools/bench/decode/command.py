@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,6 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch.profiler import ProfilerActivity, profile
 
-from gr4ad_tools import figures
 from gr4ad_tools.bench.decode.comparisons import COMPARISONS, Rounds
 from gr4ad_tools.bench.decode.turns import WARM_UP
 from gr4ad_tools.bench.decode.workload import Setting, Workload
@@ -26,7 +24,7 @@ from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 
 PROFILE_ROWS: Final = 25
 
@@ -89,13 +87,8 @@ def decode_command(
         leave(f"interrupted: the same command goes on where it was; what there is lies in {out}", code=130)
     finally:
         torch.set_num_threads(threads_before)
-    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
-    figures.write_json(out / "summary.json", document)
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(found, Console())
-    Console(stderr=True).print(f"results  {out / 'summary.json'}", soft_wrap=True)
+    document = write_summary(found, seed, out)
+    show_summary(document, found, out, as_json)
 
 
 def _measured(setting: Setting, counts: Rounds, chosen: Sequence[str], out: Path) -> dict[str, Figure]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
-import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -19,14 +17,13 @@ from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gr4ad_tools import figures
 from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.session import NoCapacityError, Plan, Session
 from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, running
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.measure import print_figures
+from gr4ad_tools.measure import show_summary, write_summary
 from gr4ad_tools.report_page import plots, write_page
 
 TILES: Final = {
@@ -110,9 +107,7 @@ def serve_command(
         leave(f"--ads: {ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
     except KeyboardInterrupt:
         leave("interrupted: nothing was kept, the same command begins anew", code=130)
-    out.mkdir(parents=True, exist_ok=True)
-    document = figures.document(found, " ".join(["gr4ad", *sys.argv[1:]]), seed)
-    figures.write_json(out / "summary.json", document)
+    document = write_summary(found, seed, out)
     write_page(
         out / "report.html",
         "gr4ad_tools.report_page",
@@ -124,11 +119,7 @@ def serve_command(
         tiles=TILES,
         sections=sections(found, plan),
     )
-    if as_json:
-        print(json.dumps(document, indent=2))
-    else:
-        print_figures(found, Console())
-    Console(stderr=True).print(f"summary  {out / 'summary.json'}\nreport   {out / 'report.html'}", soft_wrap=True)
+    show_summary(document, found, out, as_json)
 
 
 async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict[str, Figure]:
