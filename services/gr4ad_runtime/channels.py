@@ -66,6 +66,9 @@ def open_channel(address: str, *, deadline_s: float = DEFAULT_DEADLINE_S) -> grp
             ("grpc.initial_reconnect_backoff_ms", 100),
             ("grpc.min_reconnect_backoff_ms", 1_000),
             ("grpc.max_reconnect_backoff_ms", 2_000),
+            # A connection of its own: else one that another channel of this process lost, when some other server had
+            # this address, would still be waiting to try again, and this one's first calls would fail with it.
+            ("grpc.use_local_subchannel_pool", 1),
             ("grpc.max_receive_message_length", MESSAGE_BYTES),
             ("grpc.max_send_message_length", MESSAGE_BYTES),
         ],

@@ -25,6 +25,7 @@ from gr4ad_runtime.app import Lifecycle, bind, drain, make_server
 
 from tests.ad_generator.neighbours import Catalogue, Catalogues, Channel, Neighbour, RewardLog, eventually
 from tests.ad_generator.policies import CODEBOOK, LEVEL_SIZES, publish
+from tests.plain_channel import plain_channel
 
 ALL_SIDS = tuple(itertools.product(*map(range, LEVEL_SIZES)))
 _numbers = itertools.count()
@@ -138,7 +139,7 @@ async def run_generator(neighbours: Neighbours, **values: Any) -> AsyncIterator[
     build_generator(settings, model, kserve, server, lifecycle)
     await server.start()
     address = f"127.0.0.1:{port}"
-    async with grpc.aio.insecure_channel(address) as client:
+    async with plain_channel(address) as client:
         stub = generation_pb2_grpc.GenerationServiceStub(client)
         suite = Suite(neighbours, settings, lifecycle, server, address, client, stub, model)
         try:

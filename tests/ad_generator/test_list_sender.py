@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 
-import grpc
 import pytest
 from ad_generator import list_sender
 from ad_generator.list_sender import LARGEST_BATCH, ListSender, Served
@@ -16,6 +15,7 @@ from gr4ad.type.v1 import type_pb2
 
 from tests.ad_generator.neighbours import Neighbour, RewardLog, eventually
 from tests.ad_generator.suite import Neighbours, request, run_ready_generator
+from tests.plain_channel import plain_channel
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def neighbour(rewards: RewardLog) -> AsyncIterator[Neighbour]:
 
 @pytest.fixture
 async def sender(neighbour: Neighbour) -> AsyncIterator[ListSender]:
-    async with grpc.aio.insecure_channel(neighbour.address) as channel:
+    async with plain_channel(neighbour.address) as channel:
         sender = ListSender(reward_pb2_grpc.RewardServiceStub(channel), queue_limit=100)
         task = asyncio.create_task(sender.run())
         yield sender

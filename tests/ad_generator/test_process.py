@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.ad_generator.neighbours import ACTIVE, PAUSED, Neighbour
 from tests.ad_generator.policies import publish
 from tests.ad_generator.suite import ALL_SIDS, Neighbours, request
+from tests.plain_channel import plain_channel
 
 
 @asynccontextmanager
@@ -50,7 +51,7 @@ async def process(neighbours: Neighbours, port: int, **variables: object) -> Asy
 
 async def serving(port: int) -> None:
     """Wait until the process says that it takes traffic."""
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with plain_channel(f"127.0.0.1:{port}") as channel:
         health = health_pb2_grpc.HealthStub(channel)
         async with asyncio.timeout(60):
             while True:
@@ -104,7 +105,7 @@ async def test_kserve_serves_both_sides_and_a_sigterm_drains(
         assert status == 400
         assert "candidate_count" in answer["error"]
 
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with plain_channel(f"127.0.0.1:{port}") as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             asked = [request(["ad-0-1-2"]) for _ in range(20)]
             calls = [asyncio.ensure_future(stub.GenerateAds(one, timeout=10)) for one in asked]

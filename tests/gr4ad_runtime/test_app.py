@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.gr4ad_runtime.sample_service import SERVICE, SampleServicer, serving
+from tests.plain_channel import plain_channel
 
 SAMPLE = Path(__file__).with_name("sample_service.py")
 ROOT = SAMPLE.parents[2]
@@ -64,7 +65,7 @@ async def live(port: int) -> str:
 async def test_a_stop_lets_calls_finish_and_ends_streams(free_port: Callable[[], int]) -> None:
     port = free_port()
     with process(port) as running:
-        async with grpc.aio.insecure_channel(await live(port)) as channel:
+        async with plain_channel(await live(port)) as channel:
             assert await is_ready(f"127.0.0.1:{port}")
             stub = training_pb2_grpc.TrainingServiceStub(channel)
             slow = asyncio.ensure_future(
@@ -93,7 +94,7 @@ async def _collect(call: Any) -> Any:
 async def test_calls_that_take_too_long_are_cut_at_a_stop(free_port: Callable[[], int]) -> None:
     port = free_port()
     with process(port, GR4AD_DRAIN_SECONDS="0.2") as running:
-        async with grpc.aio.insecure_channel(await live(port)) as channel:
+        async with plain_channel(await live(port)) as channel:
             stub = training_pb2_grpc.TrainingServiceStub(channel)
             slow = asyncio.ensure_future(
                 _collect(stub.GetTrainingRun(training_pb2.GetTrainingRunRequest(run_id="sleep-60000")))
@@ -147,7 +148,7 @@ def test_a_start_that_hangs_can_be_stopped(free_port: Callable[[], int]) -> None
 
 async def test_health_follows_readiness() -> None:
     async with serving(SampleServicer(), ready=False) as (address, lifecycle):
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with plain_channel(address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             seen = []
             for ready in (False, True, False, True):
@@ -167,7 +168,7 @@ async def test_health_follows_readiness() -> None:
 @pytest.mark.parametrize("switched_on", [True, False])
 async def test_reflection_is_a_choice(switched_on: bool) -> None:
     async with serving(SampleServicer(), ServiceSettings(reflection=switched_on)) as (address, _):
-        async with grpc.aio.insecure_channel(address) as channel:
+        async with plain_channel(address) as channel:
             stub = reflection_pb2_grpc.ServerReflectionStub(channel)
             call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
             if not switched_on:

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 from structlog.testing import capture_logs
 
 from tests.gr4ad_runtime.sample_service import FIELD_ERRORS, SERVICE, SampleServicer, serving
+from tests.plain_channel import plain_channel
 
 
 def run_request(run_id: str) -> training_pb2.GetTrainingRunRequest:
@@ -31,7 +32,7 @@ async def call(address: str, run_id: str, **options: Any) -> training_pb2.GetTra
 
 
 async def watch(address: str, channel_name: str) -> list[Any]:
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with plain_channel(address) as channel:
         stub = training_pb2_grpc.TrainingServiceStub(channel)
         return [answer async for answer in stub.WatchPolicies(training_pb2.WatchPoliciesRequest(channel=channel_name))]
 
@@ -87,10 +88,10 @@ async def test_a_failed_call_to_another_service_is_told_as_such(upstream: str, o
     async with serving(SampleServicer()) as (behind, _):
 
         async def forward() -> None:
-            async with grpc.aio.insecure_channel(behind) as channel:
+            async with plain_channel(behind) as channel:
                 await training_pb2_grpc.TrainingServiceStub(channel).GetTrainingRun(run_request(upstream))
 
-        async with serving(SampleServicer(forward)) as (address, _), grpc.aio.insecure_channel(address) as channel:
+        async with serving(SampleServicer(forward)) as (address, _), plain_channel(address) as channel:
             with pytest.raises(grpc.aio.AioRpcError) as raised:
                 await training_pb2_grpc.TrainingServiceStub(channel).GetTrainingRun(run_request("forward"))
     assert raised.value.code().name == own

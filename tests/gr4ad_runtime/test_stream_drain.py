@@ -9,6 +9,7 @@ import pytest
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 
 from tests.gr4ad_runtime.sample_service import SampleServicer, serving
+from tests.plain_channel import plain_channel
 
 WATCH = training_pb2.WatchPoliciesRequest(channel="stable")
 
@@ -42,7 +43,7 @@ class Quiet(Flood):
 @pytest.mark.parametrize("kind", [Flood, Quiet])
 async def test_every_reader_hears_of_the_stop(kind: type[Flood]) -> None:
     servicer = kind()
-    async with serving(servicer) as (address, lifecycle), grpc.aio.insecure_channel(address) as channel:
+    async with serving(servicer) as (address, lifecycle), plain_channel(address) as channel:
         stub = training_pb2_grpc.TrainingServiceStub(channel)
         started = [asyncio.Event() for _ in range(8)]
 
@@ -75,7 +76,7 @@ async def test_every_reader_hears_of_the_stop(kind: type[Flood]) -> None:
 
 async def test_a_reader_that_leaves_ends_its_stream_only() -> None:
     servicer = Quiet()
-    async with serving(servicer) as (address, _), grpc.aio.insecure_channel(address) as channel:
+    async with serving(servicer) as (address, _), plain_channel(address) as channel:
         stub = training_pb2_grpc.TrainingServiceStub(channel)
         streams = [stub.WatchPolicies(WATCH) for _ in range(2)]
         for stream in streams:

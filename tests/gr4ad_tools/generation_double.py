@@ -11,6 +11,8 @@ from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad.type.v1 import type_pb2
 
+from tests.plain_channel import plain_channel
+
 Answer = Callable[[generation_pb2.GenerateAdsRequest], list[tuple[str, float]]]
 
 
@@ -73,7 +75,7 @@ async def serving(generator: Generator, catalogue: Catalogue | None = None) -> A
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        async with plain_channel(f"127.0.0.1:{port}") as channel:
             yield channel
     finally:
         await server.stop(0)

@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
-import grpc
 import numpy as np
 import pytest
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
@@ -25,6 +24,7 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from tests.oracles.reward_messages import feedback, impression, served_list
+from tests.plain_channel import plain_channel
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def test_the_report_reads_the_log_alone(address: str) -> None:
 
 async def test_a_cursor_leaves_out_what_lies_before(address: str) -> None:
     await fill(address, of_arm("stable", range(3)))
-    async with grpc.aio.insecure_channel(address) as channel:
+    async with plain_channel(address) as channel:
         first = await read_arms(channel)
         await fill(address, of_arm("canary", range(10, 15)))
         second = await read_arms(channel, first.cursor)

@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import grpc
 import pytest
 from gr4ad_tools.otlp_receiver import OtlpReceiver
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 from opentelemetry.proto.trace.v1 import trace_pb2
+
+from tests.plain_channel import plain_channel
 
 
 def text(value: str) -> AnyValue:
@@ -28,7 +29,7 @@ def span(name: str, number: int, **fields: object) -> trace_pb2.Span:
 
 
 async def send(receiver: OtlpReceiver, request: trace_service_pb2.ExportTraceServiceRequest) -> None:
-    async with grpc.aio.insecure_channel(receiver.endpoint.removeprefix("http://")) as channel:
+    async with plain_channel(receiver.endpoint.removeprefix("http://")) as channel:
         await trace_service_pb2_grpc.TraceServiceStub(channel).Export(request)
 
 

@@ -14,6 +14,8 @@ from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_tools import tracker
 from gr4ad_tools.pacing import SLACK, Pacing, run_pacing
 
+from tests.plain_channel import plain_channel
+
 CAMPAIGN_OF = {f"ad-{n}": n // 3 for n in range(12)}
 BUDGETS = {0: 100.0, 1: 50.0, 2: 10.0, 3: 1e9}
 
@@ -90,7 +92,7 @@ async def serving(services: Services) -> AsyncIterator[grpc.aio.Channel]:
     sid_pb2_grpc.add_SidServiceServicer_to_server(services, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with plain_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(None)
 

@@ -13,6 +13,8 @@ from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad_tools import tracker as tracker_module
 from gr4ad_tools.tracker import CLICK, CONVERSION, Tracker
 
+from tests.plain_channel import plain_channel
+
 
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +64,7 @@ async def serving(log: FlakyLog) -> AsyncIterator[grpc.aio.Channel]:
     reward_pb2_grpc.add_RewardServiceServicer_to_server(log, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with plain_channel(f"127.0.0.1:{port}") as channel:
         yield channel
     await server.stop(None)
 

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
-import grpc
 import psycopg
 import pytest
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
@@ -19,6 +18,7 @@ from gr4ad_tools.supervisor import is_live, is_ready
 from gr4ad_tools.up import Suite
 
 from tests.gr4ad_tools.test_embedded_postgres import is_running, wait_until
+from tests.plain_channel import plain_channel
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = [sys.executable, str(ROOT / "tests" / "gr4ad_runtime" / "sample_service.py")]
@@ -94,7 +94,7 @@ async def test_the_canary_follows_its_channel(tmp_path: Path) -> None:
     name = "ad_generator_canary"
     commands = {name: suite._commands[name]}
     async with Suite(tmp_path, database_url="postgresql+psycopg://u@h/d", commands=commands) as running:
-        async with grpc.aio.insecure_channel(running.addresses[name]) as channel:
+        async with plain_channel(running.addresses[name]) as channel:
             stub = generation_pb2_grpc.GenerationServiceStub(channel)
             status = await stub.GetEngineStatus(generation_pb2.GetEngineStatusRequest(), timeout=10)
             assert status.channel == "canary"

@@ -172,9 +172,6 @@ async def trainer(settings: RspoTrainerSettings, sids: SidStandIn, tmp_path: Pat
         open_channel(address) as channel,
         open_channel(settings.reward_logger_address) as log_channel,
     ):
-        # Channels of one process share connections: one that a test before lost at this address may be waiting still.
-        await channel.channel_ready()
-        await log_channel.channel_ready()
         yield Trainer(
             training_pb2_grpc.TrainingServiceStub(channel),
             reward_pb2_grpc.RewardServiceStub(log_channel),

@@ -12,6 +12,7 @@ from gr4ad_runtime.db import Database
 from rspo_trainer.models import ActivationRow, ChannelRow
 from sqlalchemy import func, select
 
+from tests.plain_channel import plain_channel
 from tests.rspo_trainer.conftest import Trainer, running_trainer
 from tests.rspo_trainer.policies import TRACEPARENT, Watcher, activate, publish
 
@@ -79,7 +80,7 @@ async def test_a_change_through_another_process_reaches_a_watcher_at_once(
     """Told by notification: the heartbeat, at which the table would be looked at anyway, is far away."""
     await publish(database, "one")
     slow = trainer.settings.model_copy(update={"watch_heartbeat_seconds": 30.0})
-    async with running_trainer(slow) as address, grpc.aio.insecure_channel(address) as channel:
+    async with running_trainer(slow) as address, plain_channel(address) as channel:
         other = Trainer(type(trainer.stub)(channel), trainer.rewards, trainer.sids, slow, address, trainer.folder)
         async with aclosing(Watcher(other)) as watcher:
             waiting = asyncio.ensure_future(watcher.next())
@@ -90,7 +91,7 @@ async def test_a_change_through_another_process_reaches_a_watcher_at_once(
 
 async def test_a_stopped_trainer_ends_its_watches_as_unavailable(trainer: Trainer) -> None:
     async with running_trainer(trainer.settings) as address:
-        channel = grpc.aio.insecure_channel(address)
+        channel = plain_channel(address)
         call = type(trainer.stub)(channel).WatchPolicies(training_pb2.WatchPoliciesRequest(channel="stable"))
         await call.read()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
