@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import N_BEHAVIORS, N_GAP_BUCKETS, ContextInputs
-from gr4ad_core.model.layers import rms_norm
+from gr4ad_core.model.layers import RmsNorm
 
 
 class SidEmbedding(nn.Module):
@@ -72,11 +72,11 @@ class ContextProcessor(nn.Module):
         self.recency = nn.Embedding(config.max_history, d)
         self.feature = nn.Embedding(max(config.n_feature_buckets, 1), d)
         self.resting_place = nn.Parameter(torch.zeros(d))
-        self.norm = rms_norm(d)
+        self.norm = RmsNorm(d)
         self.dropout = nn.Dropout(config.dropout)
         self.keys_values = nn.Linear(d, 2 * config.kv_groups * d, bias=False)
-        self.key_norms = nn.ModuleList(rms_norm(d // config.n_heads) for _ in range(config.kv_groups))
-        self.value_norms = nn.ModuleList(rms_norm(d // config.n_heads) for _ in range(config.kv_groups))
+        self.key_norms = nn.ModuleList(RmsNorm(d // config.n_heads) for _ in range(config.kv_groups))
+        self.value_norms = nn.ModuleList(RmsNorm(d // config.n_heads) for _ in range(config.kv_groups))
         for table in (self.behavior, self.gap, self.recency, self.feature, self.item):
             if table is not None:
                 nn.init.normal_(table.weight, std=d**-0.5)
@@ -117,7 +117,7 @@ class ContextProcessor(nn.Module):
         real_RGHK = torch.stack(parts_RHK, dim=1)
         places = batch * (1 + inputs.feature_mask_BF.shape[1] + inputs.mask_BS.shape[1])
         padded = real_RGHK.new_zeros(places, *real_RGHK.shape[1:]).index_copy(0, places_R, real_RGHK)
-        padded_GBHCK = padded.view(batch, -1, *real_RGHK.shape[1:]).permute(2, 0, 3, 1, 4)
+        padded_GBHCK = padded.view(batch, -1, *real_RGHK.shape[1:]).permute(2, 0, 3, 1, 4).contiguous()
         bias = real_RGHK.new_full((places,), -torch.inf).index_fill(0, places_R, 0.0)
         return SharedKeysValues(
             keys_BHCK=padded_GBHCK[:groups].unbind(),

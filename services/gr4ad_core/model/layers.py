@@ -1,7 +1,7 @@
 """The decoder layers: a parallel one that reads only the context, and a causal one that also reads earlier levels.
 
 Shapes: B requests, Q queries of a request, N paths of a request, P positions of a path (levels, the eCPM step last),
-W beams, C context vectors, D model width, H heads, K head width.
+W beams, C context vectors, D model width, H heads, K head width, R heads of all requests (B · H).
 """
 
 from __future__ import annotations
@@ -10,14 +10,41 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import linear, scaled_dot_product_attention, silu
 
 from gr4ad_core.model.config import LazyArConfig
 
 
-def rms_norm(width: int) -> nn.RMSNorm:
-    """Make a norm whose epsilon is float32's in any type: by default bfloat16 would take its own, far too large one."""
-    return nn.RMSNorm(width, eps=torch.finfo(torch.float32).eps)
+class RmsNorm(nn.RMSNorm):
+    """A norm whose epsilon is float32's in any type: by default bfloat16 would take its own, far too large one."""
+
+    def __init__(self, width: int) -> None:
+        """Make a norm of the last dimension."""
+        super().__init__(width, eps=torch.finfo(torch.float32).eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale each vector to a mean square of one, then each entry by its gain."""
+        if torch.is_grad_enabled():
+            normed: Tensor = super().forward(x)
+            return normed
+        # The same in fewer passes over x: torch's own has no kernel for processors.
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(self.eps))
+        return (x * scale.to(x.dtype)).mul_(self.weight)
+
+
+class ResidualLinear(nn.Linear):
+    """The last projection of a branch, which adds to the residual stream."""
+
+    def __init__(self, in_features: int, out_features: int, dropout: float) -> None:
+        """Make the projection; `dropout` is the share of what it adds that is dropped in training."""
+        super().__init__(in_features, out_features, bias=False)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:  # type: ignore[override]
+        """Return the residual stream `[..., out]` and the mapped `[..., in]`, added up."""
+        added: Tensor = residual + self.dropout(linear(x, self.weight))
+        return added
 
 
 class SwiGlu(nn.Module):
@@ -27,13 +54,27 @@ class SwiGlu(nn.Module):
         """Make the gate and input projections as one matrix."""
         super().__init__()
         self.gate_and_input = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)
-        self.output = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.output = ResidualLinear(config.d_ff, config.d_model, config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map `[..., D]` to `[..., D]`."""
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        """Map `[..., D]` to `[..., D]`, and add it to the residual stream."""
         gate, value = self.gate_and_input(x).chunk(2, dim=-1)
-        mapped: Tensor = self.output(silu(gate) * value)
-        return mapped
+        added: Tensor = self.output(silu(gate) * value, residual)
+        return added
+
+
+def attend(q_BHQK: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
+    """Read values by softmax(q · k / √K + bias), `[B, H, Q, K]`."""
+    y_BHQK: Tensor
+    if q_BHQK.device.type == "cpu" and q_BHQK.dtype == torch.bfloat16:
+        # torch's fused attention multiplies bfloat16 in small blocks; whole products of hundreds of beams are faster.
+        q_RQK, keys_RCK, values_RCK = (x_BHCK.flatten(0, 1) for x_BHCK in (q_BHQK, keys_BHCK, values_BHCK))
+        bias_R1C = bias_B11C.expand(-1, q_BHQK.shape[1], -1, -1).flatten(0, 1)
+        scores_RQC = torch.baddbmm(bias_R1C, q_RQK, keys_RCK.transpose(1, 2), alpha=q_BHQK.shape[-1] ** -0.5)
+        y_BHQK = torch.bmm(scores_RQC.softmax(-1), values_RCK).view_as(q_BHQK)
+    else:
+        y_BHQK = scaled_dot_product_attention(q_BHQK, keys_BHCK, values_BHCK, attn_mask=bias_B11C)
+    return y_BHQK
 
 
 class CrossAttention(nn.Module):
@@ -44,14 +85,16 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         self.query = nn.Linear(config.d_model, config.d_model, bias=False)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.output = ResidualLinear(config.d_model, config.d_model, config.dropout)
 
-    def forward(self, x_BQD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
-        """Read the context from each query."""
+    def forward(
+        self, x_BQD: Tensor, residual_BQD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor
+    ) -> Tensor:
+        """Read the context from each query, and add it to the residual stream."""
         q_BHQK = self.query(x_BQD).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
-        y_BHQK = scaled_dot_product_attention(q_BHQK, keys_BHCK, values_BHCK, attn_mask=bias_B11C)
-        read: Tensor = self.output(y_BHQK.transpose(1, 2).flatten(-2))
-        return read
+        y_BHQK = attend(q_BHQK, keys_BHCK, values_BHCK, bias_B11C)
+        added_BQD: Tensor = self.output(y_BHQK.transpose(1, 2).flatten(-2), residual_BQD)
+        return added_BQD
 
 
 class LevelAttention(nn.Module):
@@ -62,41 +105,42 @@ class LevelAttention(nn.Module):
         super().__init__()
         self.n_heads = config.n_heads
         self.query_key_value = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
-        self.output = nn.Linear(config.d_model, config.d_model, bias=False)
+        self.output = ResidualLinear(config.d_model, config.d_model, config.dropout)
 
-    def forward(self, x_NPD: Tensor) -> Tensor:
-        """Attend from every position to itself and the earlier ones of its path."""
+    def forward(self, x_NPD: Tensor, residual_NPD: Tensor) -> Tensor:
+        """Attend from every position to itself and the earlier ones of its path; add that to the residual stream."""
         q, k, v = (
             part.unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.query_key_value(x_NPD).chunk(3, -1)
         )
         y_NHPK = scaled_dot_product_attention(q, k, v, is_causal=True)
-        read: Tensor = self.output(y_NHPK.transpose(1, 2).flatten(-2))
-        return read
+        added_NPD: Tensor = self.output(y_NHPK.transpose(1, 2).flatten(-2), residual_NPD)
+        return added_NPD
 
     def project(self, x_BWD: Tensor) -> tuple[Tensor, Tensor]:
         """Return queries `[B, W, D]` and, side by side, keys and values `[B, W, 2D]` of one position."""
         q_BWD, kv_BWE = self.query_key_value(x_BWD).split([x_BWD.shape[-1], 2 * x_BWD.shape[-1]], dim=-1)
         return q_BWD, kv_BWE
 
-    def read_path(self, q_BWD: Tensor, path: Sequence[Tensor]) -> Tensor:
-        """Attend from one query per beam to the positions of its own path.
+    def read_path(self, q_BWD: Tensor, path: Sequence[Tensor], residual_BWD: Tensor) -> Tensor:
+        """Attend from one query per beam to the positions of its own path; add that to the residual stream.
 
         Args:
             q_BWD: The queries.
             path: Keys and values of each position, side by side, `[B, W, 2D]`, or `[B, 1, 2D]` where beams share one.
+            residual_BWD: The stream.
         """
         q_BWHK = q_BWD.view(*q_BWD.shape[:2], self.n_heads, -1)
         k_BWHK, v_BWHK = zip(
             *(kv_BWE.view(*kv_BWE.shape[:2], 2, self.n_heads, -1).unbind(2) for kv_BWE in path), strict=True
         )
         # A handful of positions: sums of products beat a matrix product per beam and head.
-        scores_BWHP = torch.stack([(q_BWHK * k).sum(-1) for k in k_BWHK], dim=-1) * q_BWHK.shape[-1] ** -0.5
-        weights_BWH1 = scores_BWHP.softmax(-1).split(1, dim=-1)
-        y_BWHK = weights_BWH1[0] * v_BWHK[0]
-        for weight, v in zip(weights_BWH1[1:], v_BWHK[1:], strict=True):
+        scores_PBWH = torch.stack([(q_BWHK * k).sum(-1) for k in k_BWHK]) * q_BWHK.shape[-1] ** -0.5
+        weights_PBWH1 = scores_PBWH.softmax(0).unsqueeze(-1)
+        y_BWHK = weights_PBWH1[0] * v_BWHK[0]
+        for weight, v in zip(weights_PBWH1[1:], v_BWHK[1:], strict=True):
             y_BWHK = y_BWHK.addcmul_(weight, v)
-        read: Tensor = self.output(y_BWHK.flatten(-2))
-        return read
+        added_BWD: Tensor = self.output(y_BWHK.flatten(-2), residual_BWD)
+        return added_BWD
 
 
 class ParallelLayer(nn.Module):
@@ -105,16 +149,15 @@ class ParallelLayer(nn.Module):
     def __init__(self, config: LazyArConfig) -> None:
         """Make the blocks, each behind its norm."""
         super().__init__()
-        self.cross_norm = rms_norm(config.d_model)
+        self.cross_norm = RmsNorm(config.d_model)
         self.cross_attention = CrossAttention(config)
-        self.feed_forward_norm = rms_norm(config.d_model)
+        self.feed_forward_norm = RmsNorm(config.d_model)
         self.feed_forward = SwiGlu(config)
-        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BQD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
         """Return the states `[B, Q, D]` after the layer."""
-        x_BQD = x_BQD + self.dropout(self.cross_attention(self.cross_norm(x_BQD), keys_BHCK, values_BHCK, bias_B11C))
-        out: Tensor = x_BQD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BQD)))
+        x_BQD = self.cross_attention(self.cross_norm(x_BQD), x_BQD, keys_BHCK, values_BHCK, bias_B11C)
+        out: Tensor = self.feed_forward(self.feed_forward_norm(x_BQD), x_BQD)
         return out
 
 
@@ -124,16 +167,15 @@ class CausalLayer(nn.Module):
     def __init__(self, config: LazyArConfig) -> None:
         """Make the self-attention in front of the parallel part."""
         super().__init__()
-        self.level_norm = rms_norm(config.d_model)
+        self.level_norm = RmsNorm(config.d_model)
         self.level_attention = LevelAttention(config)
-        self.dropout = nn.Dropout(config.dropout)
         self.parallel = ParallelLayer(config)
 
     def forward(self, x_BNPD: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
         """Return the states `[B, N, P, D]` of whole paths after the layer."""
-        levels = self.level_attention(self.level_norm(x_BNPD).flatten(0, 1)).view_as(x_BNPD)
-        x_BNPD = x_BNPD + self.dropout(levels)
-        out: Tensor = self.parallel(x_BNPD.flatten(1, 2), keys_BHCK, values_BHCK, bias_B11C)
+        x_NPD = x_BNPD.flatten(0, 1)
+        x_NPD = self.level_attention(self.level_norm(x_NPD), x_NPD)
+        out: Tensor = self.parallel(x_NPD.view_as(x_BNPD).flatten(1, 2), keys_BHCK, values_BHCK, bias_B11C)
         return out.view_as(x_BNPD)
 
     def step(
@@ -150,6 +192,6 @@ class CausalLayer(nn.Module):
         this position included: P tensors as `LevelAttention.read_path` takes them.
         """
         q_BWD, kv_BWE = self.level_attention.project(self.level_norm(x_BWD))
-        x_BWD = x_BWD + self.level_attention.read_path(q_BWD, remember(kv_BWE))
+        x_BWD = self.level_attention.read_path(q_BWD, remember(kv_BWE), x_BWD)
         out: Tensor = self.parallel(x_BWD, keys_BHCK, values_BHCK, bias_B11C)
         return out

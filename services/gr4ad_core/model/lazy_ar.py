@@ -18,7 +18,8 @@ from torch.nn.functional import linear
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.context_processor import ContextProcessor, SharedKeysValues, SidEmbedding
-from gr4ad_core.model.layers import CausalLayer, ParallelLayer, rms_norm
+from gr4ad_core.model.layers import CausalLayer, ParallelLayer, RmsNorm
+from gr4ad_core.model.packed_linear import pack_linears
 
 __all__ = ["Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
 
@@ -85,10 +86,10 @@ class LazyAr(nn.Module):
         self.position = nn.Parameter(torch.empty(config.n_levels + 1, d))
         self.bos = nn.Parameter(torch.empty(d))
         self.trunk = nn.ModuleList(ParallelLayer(config) for _ in range(config.n_lazy))
-        self.trunk_norm = rms_norm(d)
+        self.trunk_norm = RmsNorm(d)
         self.fuse = Fuse(d)
         self.decoder = nn.ModuleList(CausalLayer(config) for _ in range(config.n_layers - config.n_lazy))
-        self.final_norm = rms_norm(d)
+        self.final_norm = RmsNorm(d)
         self.head = None if config.tied_heads else SidEmbedding(config.level_sizes, d)
         self.head_bias = nn.Parameter(torch.zeros(sum(config.level_sizes)))
         self.ecpm_head = nn.Linear(d, config.n_ecpm_buckets)
@@ -116,18 +117,22 @@ class LazyAr(nn.Module):
         """Where the weights are."""
         return self.bos.device
 
-    def compute_in(self, compute_type: torch.dtype) -> LazyAr:
-        """Let everything in front of the heads compute in another floating-point type; for serving, not for training.
+    def for_serving(self, compute_type: torch.dtype = torch.float32) -> LazyAr:
+        """Turn this model into one that only decodes, on the device where it is, and return it.
 
-        States are float32 again before the final norm, and so are the heads: a token's probability is rounded by the
-        layers alone, not once more by its own logit and the sum over its level.
+        Everything in front of the heads computes in the given floating-point type. States are float32 again before the
+        final norm, and so are the heads: a token's probability is rounded by the layers alone, not once more by its own
+        logit and the sum over its level. On a processor, weights are laid out for its products (`PackedLinear`); the
+        model cannot be moved, saved or trained any more.
         """
         if compute_type != torch.float32:
             for name, module in self.named_children():
                 if name not in ("final_norm", "head", "ecpm_head"):
                     module.to(compute_type)
             self.position.data, self.bos.data = self.position.to(compute_type), self.bos.to(compute_type)
-        return self
+        for part in (self.context_processor, self.trunk, self.fuse, self.decoder):
+            pack_linears(part)
+        return self.eval()
 
     # --- once per request ---------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import torch
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_core.model.lazy_ar import Fuse, LazyAr
+from gr4ad_core.model.packed_linear import PackedLinear, PackedSwiGlu, can_pack
+from torch import nn
 
 from tests.oracles.plain_decoder import PlainDecoder
 from tests.oracles.plain_decoder_cases import CONFIGS, THREE_LEVELS, random_history, random_model, random_sids
@@ -33,9 +35,29 @@ def test_every_token_is_predicted_as_the_plain_decoder_predicts_it(config: LazyA
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_laid_out_for_serving_the_model_computes_the_same(config: LazyArConfig) -> None:
+    rng = np.random.default_rng(7)
+    model, served = random_model(config), random_model(config).for_serving()
+    inputs = collate_contexts([random_history(config, n, rng) for n in (0, 3, config.max_history)], config)
+    sids = torch.from_numpy(random_sids(config, 15, rng)).view(3, 5, -1)
+    with torch.no_grad():
+        in_training_form = model.encode_context(inputs)
+        as_served = served.encode_context(inputs)
+        torch.testing.assert_close(as_served.trunk_BPD, in_training_form.trunk_BPD, **CLOSE)
+        torch.testing.assert_close(
+            served.decode_paths(as_served, sids), model.decode_paths(in_training_form, sids), **CLOSE
+        )
+    packed = (PackedLinear, PackedSwiGlu)
+    linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    left = {name for name, module in served.named_modules() if isinstance(module, nn.Linear)}
+    assert left == ({"ecpm_head"} if can_pack(model.bos) else linears)
+    assert any(isinstance(module, packed) for module in served.modules()) == can_pack(model.bos)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_layers_in_bfloat16_leave_probabilities_in_float32(config: LazyArConfig) -> None:
     rng = np.random.default_rng(6)
-    model, half = random_model(config), random_model(config).compute_in(torch.bfloat16)
+    model, half = random_model(config), random_model(config).for_serving(torch.bfloat16)
     inputs = collate_contexts([random_history(config, n, rng) for n in (0, 3, config.max_history)], config)
     sids = torch.from_numpy(random_sids(config, 15, rng)).view(3, 5, -1)
     with torch.no_grad():

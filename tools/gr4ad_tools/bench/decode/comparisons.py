@@ -87,7 +87,7 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
 
     The plain decoder has K = 0, decodes one request at a time in float32, flat at the last width, and uses no trick.
     """
-    half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
+    half = copy.deepcopy(work.model).for_serving(torch.bfloat16)
     ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
@@ -134,7 +134,7 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
 
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
-    half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
+    half = copy.deepcopy(work.model).for_serving(torch.bfloat16)
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     steps: Mapping[str, Step] = {
@@ -238,7 +238,7 @@ def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     del rounds
     setting = work.setting
     exact = ExactSearch(work.model, work.sids_NT)
-    models = {"f32": work.model, "bf16": copy.deepcopy(work.model).compute_in(torch.bfloat16)}
+    models = {"f32": work.model, "bf16": copy.deepcopy(work.model).for_serving(torch.bfloat16)}
     shares: dict[str, list[float]] = {kind: [] for kind in models}
     task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
     for number, inputs in enumerate(work.batches):
