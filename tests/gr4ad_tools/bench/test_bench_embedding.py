@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gr4ad_core.learning.interaction_rows import CONVERSION, Interactions
-from gr4ad_tools.bench.embedding import embedding_figures, shuffle_ties
+from gr4ad_tools.bench.embedding import embedding_figures
+from gr4ad_tools.bench.held_out_policy import shuffle_ties
 from gr4ad_tools.cli import app
 from gr4ad_tools.simulate import Market
 from typer.testing import CliRunner

@@ -10,6 +10,7 @@ from gr4ad_tools.bench.decode.command import decode_command
 from gr4ad_tools.bench.embedding import embedding_command
 from gr4ad_tools.bench.index import index_command
 from gr4ad_tools.bench.ingest import ingest_command
+from gr4ad_tools.bench.recall.command import recall_command
 from gr4ad_tools.bench.serve.command import serve_command
 
 app = typer.Typer(no_args_is_help=True)
@@ -19,6 +20,7 @@ app.command("decode")(decode_command)
 app.command("embedding")(embedding_command)
 app.command("index")(index_command)
 app.command("ingest")(ingest_command)
+app.command("recall")(recall_command)
 app.command("serve")(serve_command)
 
 

@@ -1,16 +1,15 @@
 """`gr4ad bench embedding`: what the co-occurrence head is worth, to the vectors and to the policy that writes the SIDs.
 
-Both arms see the same split and the same seed; only the head differs. Events of one user at one time have no order
-that a live system knows, so each seed shuffles them before the split. All is measured on events that neither the
+Both arms see the same split and the same seed; only the head differs. All is measured on events that neither the
 codebook nor the policy has seen.
 
-Shapes: N events, M scored users, P of them whose last two ads differ.
+Shapes: M scored users, P of them whose last two ads differ, N of all seeds together.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,37 +17,32 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
-from gr4ad_core.learning.data_folder import DataFolderError, Interactions, read_interactions, read_items
-from gr4ad_core.learning.embedding import (
-    EncoderFolderError,
-    HuggingFaceEncoder,
-    fit_head,
-    tune_text_encoder,
-)
+from gr4ad_core.learning.data_folder import DataFolderError
+from gr4ad_core.learning.embedding import EncoderFolderError
 from gr4ad_core.learning.held_out import target_positions
-from gr4ad_core.learning.presets import PRESETS, training_preset
-from gr4ad_core.learning.sampling import AdTable, TrainingSet
-from gr4ad_core.learning.swing import strongest, swing
-from gr4ad_core.learning.trainer import train_vsl
-from gr4ad_core.sid.ad_content import render
-from gr4ad_core.sid.codebook import CodebookConfig, default_level_sizes, fit_codebook
-from gr4ad_core.sid.text_encoder import TextEncoder
+from gr4ad_core.learning.presets import PRESETS
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from gr4ad_tools.bench.held_out_policy import (
+    BEAM_WIDTHS,
+    ad_table,
+    encode_ads,
+    give_sids,
+    held_out_targets,
+    read_split,
+    train_policy,
+)
 from gr4ad_tools.bootstrap import UserSums, bootstrap_ratio
 from gr4ad_tools.call_error import leave
-from gr4ad_tools.codebook_fit import EMBEDDING_DIM, POSITIVES, content_of, signals_of
 from gr4ad_tools.codebook_report.quality import pair_recall
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
-from gr4ad_tools.leave_one_out import LeaveOneOut, leave_one_out
 from gr4ad_tools.measure import show_summary, write_summary
 
 CONTENT, HEAD = "content", "head"
 K = 10
-BEAM_WIDTHS = (32, 64, 128)  # as the generator's default
 
 
 @dataclass(frozen=True)
@@ -70,21 +64,6 @@ class Setting:
     threads: int
 
 
-def shuffle_ties(interactions: Interactions, seed: int) -> Interactions:
-    """Shuffle each user's neighbouring events of one timestamp; events without a time keep their places."""
-    users_N = np.repeat(np.arange(len(interactions.user_ids)), np.diff(interactions.offsets))
-    times_N = interactions.timestamps
-    tied = (users_N[1:] == users_N[:-1]) & (times_N[1:] == times_N[:-1])
-    group_N = np.cumsum(np.concatenate([[True], ~tied]))
-    order_N = np.lexsort((np.random.default_rng(seed).random(len(users_N)), group_N))
-    return replace(
-        interactions,
-        items=interactions.items[order_N],
-        behaviors=interactions.behaviors[order_N],
-        timestamps=times_N[order_N],
-    )
-
-
 def measure(setting: Setting, arm: str, seed: int) -> dict[str, dict[str, bool]]:
     """Fit one arm's vectors and, if asked for, train its policy; the body of a process of its own.
 
@@ -93,46 +72,23 @@ def measure(setting: Setting, arm: str, seed: int) -> dict[str, dict[str, bool]]
         before; `recall`: whether it is among the first K that the policy generates for the user.
     """
     torch.set_num_threads(setting.threads)
-    items = read_items(setting.data)
-    split = leave_one_out(shuffle_ties(read_interactions(setting.data), seed))
-    texts = [render(content_of(item)) for item in items]
-    vectors_ND = _vectors(setting, arm, seed, texts, split)
+    items, split = read_split(setting.data, seed)
+    vectors_ND = encode_ads(items, split.train, seed, head=arm == HEAD, encoder=setting.encoder)
     pairs_M2 = np.stack([split.interactions.items[events] for events in (split.validation_M, split.targets_M)], axis=1)
     two_ads_M = pairs_M2[:, 0] != pairs_M2[:, 1]
     near_P = pair_recall(vectors_ND, pairs_M2[two_ads_M], [K])[K]
     found = {"cobought_recall": _by_user(split.users_M[two_ads_M], near_P)}
     if not setting.policies:
         return found
-    sizes = default_level_sizes(len(items))
-    codebook = fit_codebook(vectors_ND, CodebookConfig(level_sizes=sizes, embedding_dim=vectors_ND.shape[1], seed=seed))
-    ads = AdTable(
-        ad_ids=[item.item_id for item in items],
-        sids=codebook.assign(vectors_ND, [signals_of(item) for item in items], lambda prefix: set()),
-        bid_micros=np.array([item.bid_micros for item in items]),
-        conversion_types=[item.conversion_type for item in items],
-    )
-    model_config, recipe = training_preset(setting.preset, sizes)
-    samples = TrainingSet.from_interactions(split.train, ads)
-    trained = train_vsl(samples, model_config, recipe, seed, threads=setting.threads)
-    everything = TrainingSet.from_interactions(split.interactions, ads)
-    targets = everything.select(np.searchsorted(everything.context_end_M, split.targets_M))
+    ads = ad_table(items, give_sids(items, vectors_ND, seed))
+    trained = train_policy(split, ads, setting.preset, seed, setting.threads)
+    targets = held_out_targets(split, ads)
     found["recall"] = _by_user(split.users_M, target_positions(trained.model, targets, BEAM_WIDTHS) < K)
     return found
 
 
 def _by_user(users_M: NDArray[np.int64], hits_M: NDArray[np.bool_]) -> dict[str, bool]:
     return dict(zip(map(str, users_M.tolist()), hits_M.tolist(), strict=True))
-
-
-def _vectors(setting: Setting, arm: str, seed: int, texts: list[str], split: LeaveOneOut) -> NDArray[np.float32]:
-    positives = strongest(swing(split.train, seed), POSITIVES)
-    if setting.encoder is not None:
-        content_ND = HuggingFaceEncoder(setting.encoder).encode(texts)
-        return fit_head(content_ND, positives, seed)(content_ND) if arm == HEAD else content_ND
-    encoder = TextEncoder.fit(texts, EMBEDDING_DIM, seed)
-    if arm == HEAD:
-        encoder = tune_text_encoder(encoder, texts, positives, seed)
-    return encoder.encode(texts)
 
 
 def embedding_figures(found: dict[tuple[str, int], dict[str, dict[str, bool]]], seeds: int) -> dict[str, Figure]:
