@@ -20,12 +20,16 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import Final
 
 import numpy as np
 from gr4ad.generation.v1 import generation_pb2
 from numpy.typing import NDArray
 
 from ad_generator.ad_table import AdTable
+
+OVERHEAD_BYTES: Final = 500
+"""What an answer takes in memory beyond its message and its numbers: the objects around them and its key."""
 
 
 def request_key(request: generation_pb2.GenerateAdsRequest) -> bytes:
@@ -63,22 +67,34 @@ class _Kept:
     arrivals: int
     time_s: float
 
+    @property
+    def size_bytes(self) -> int:
+        codes_bytes = 0 if self.first_codes is None else self.first_codes.nbytes
+        return OVERHEAD_BYTES + len(self.response) + self.slots.nbytes + codes_bytes
+
 
 class ResultCache:
-    """The latest answers of one policy over one catalogue, up to a number of them; used by one thread."""
+    """The latest answers of one policy over one catalogue, up to a number and a size; used by one thread."""
 
-    def __init__(self, ttl_s: float, max_entries: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, ttl_s: float, max_entries: int, max_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Make an empty cache.
 
         Args:
             ttl_s: How old an answer may be, counted from the start of its computation, in seconds.
             max_entries: Answers to keep; a further one takes the place of that which nobody asked for the longest.
+            max_bytes: What all of them may take in memory, each estimated as its message, its numbers and
+                `OVERHEAD_BYTES`; an answer that alone takes more is not kept.
             clock: Tells the time in seconds.
         """
         self._ttl_s = ttl_s
         self._max_entries = max_entries
+        self._max_bytes = max_bytes
         self._clock = clock
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
+        self.size_bytes = 0
+        """What the kept answers take, as estimated."""
         self._policy: object = None
         self._table: AdTable | None = None
         self.hits = 0
@@ -103,12 +119,13 @@ class ResultCache:
         """
         if policy is not self._policy or table is not self._table:
             self._kept.clear()
+            self.size_bytes = 0
             self._policy, self._table = policy, table
         kept = self._kept.get(key)
         if kept is None:
             return None
         if not self._is_good(kept, table):
-            del self._kept[key]
+            self._drop(key)
             self.stale += 1
             return None
         self._kept.move_to_end(key)
@@ -136,17 +153,23 @@ class ResultCache:
         """
         if began.policy is not self._policy or began.table is not self._table:
             return
+        if key in self._kept:
+            self._drop(key)
         ads = np.array(slots, np.int64)
-        self._kept[key] = _Kept(
+        kept = _Kept(
             response=response.SerializeToString(),
             slots=ads,
             first_codes=np.unique(began.table.sids(ads)[:, 0]) if len(ads) >= candidate_count else None,
             arrivals=began.arrivals,
             time_s=began.time_s,
         )
-        self._kept.move_to_end(key)
-        if len(self._kept) > self._max_entries:
-            self._kept.popitem(last=False)
+        self._kept[key] = kept
+        self.size_bytes += kept.size_bytes
+        while len(self._kept) > self._max_entries or self.size_bytes > self._max_bytes:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: bytes) -> None:
+        self.size_bytes -= self._kept.pop(key).size_bytes
 
     def _is_good(self, kept: _Kept, table: AdTable) -> bool:
         return (

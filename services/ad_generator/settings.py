@@ -70,6 +70,9 @@ class AdGeneratorSettings(ServiceSettings):
         default=60.0, ge=0.0, le=3600.0, description="How old a kept answer may be that is given again; 0 keeps none."
     )
     result_cache_entries: int = Field(default=10_000, ge=1, le=1_000_000, description="Answers kept at most.")
+    result_cache_mb: int = Field(
+        default=64, ge=1, le=65536, description="Memory that kept answers may take, by estimate, in MiB."
+    )
 
     @field_validator("beam_widths", mode="before")
     @classmethod

@@ -86,7 +86,7 @@ def build_generator(
     )
     sender = ListSender(reward_pb2_grpc.RewardServiceStub(reward_channel), settings.list_queue_limit)
     cache = (
-        ResultCache(settings.result_cache_seconds, settings.result_cache_entries)
+        ResultCache(settings.result_cache_seconds, settings.result_cache_entries, settings.result_cache_mb << 20)
         if settings.result_cache_seconds
         else None
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+import tracemalloc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -39,14 +40,14 @@ Response = generation_pb2.GenerateAdsResponse
 class Market:
     """A generation over a real table and a model that is the oracle's; the clock is the test's."""
 
-    def __init__(self, max_entries: int = 100) -> None:
+    def __init__(self, max_entries: int = 100, max_bytes: int = 1 << 20) -> None:
         self.now = 0.0
         self.calls = 0
         self.hold: asyncio.Event | None = None
         self.logged: list[Served] = []
         self.history = History()
         self.table = AdTable((3, 4))
-        self.cache = ResultCache(TTL_S, max_entries, clock=lambda: self.now)
+        self.cache = ResultCache(TTL_S, max_entries, max_bytes, clock=lambda: self.now)
         self.state: Any = None
         batcher = SimpleNamespace(submit=self._submit)
         engine = SimpleNamespace()
@@ -199,6 +200,45 @@ async def test_the_least_asked_for_answers_make_room() -> None:
     assert (await market.ask("a")).origin == Response.ORIGIN_CACHED
     assert (await market.ask("b")).origin == Response.ORIGIN_COMPUTED
     assert len(market.cache) == 2
+
+
+async def test_answers_make_room_by_size_too() -> None:
+    market = Market()
+    market.put(*range(len(ADS)))
+    await market.ask("a", count=1)
+    one = market.cache.size_bytes
+    await market.ask("b", count=1)
+    assert market.cache.size_bytes == 2 * one
+    market = Market(max_bytes=2 * one)
+    market.put(*range(len(ADS)))
+    for user in "abac":  # b was asked for the longest ago
+        await market.ask(user, count=1)
+    assert (len(market.cache), market.cache.size_bytes) == (2, 2 * one)
+    assert (await market.ask("a", count=1)).origin == Response.ORIGIN_CACHED
+    await market.ask("a", count=len(ADS))  # all but one small answer would have to leave for it, and that did not do
+    assert market.cache.size_bytes <= 2 * one
+    market.put(0, live=False)
+    market.swap()
+    await market.ask("d", count=1)
+    assert (len(market.cache), market.cache.size_bytes) == (1, one)  # a swap leaves nothing, in the sum neither
+
+
+def test_the_estimate_is_what_memory_answers_take() -> None:
+    table = AdTable((3, 4))
+    cache = ResultCache(TTL_S, 10_000, 1 << 30)
+    cache.find(b"", "policy", table)
+    table.apply([sid_pb2.CatalogEntry(ad_id=ADS[0], sid=type_pb2.SemanticId(codes=SIDS[0]), state=ACTIVE)])
+    response = Response(candidates=[type_pb2.ScoredAd(ad_id=f"{ADS[0]}-{n}", log_prob=-1.0) for n in range(20)])
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(2000):
+            cache.keep(number.to_bytes(32, "big"), cache.moment("policy", table), response, [0] * 20, 20)
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert len(cache) == 2000
+    assert 0.75 * taken < cache.size_bytes < 1.5 * taken
 
 
 def test_the_key_holds_what_an_answer_depends_on() -> None:

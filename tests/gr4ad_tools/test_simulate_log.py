@@ -325,3 +325,16 @@ def test_an_unknown_scenario_is_refused() -> None:
 def test_scenarios_are_named_as_they_are_called() -> None:
     assert {name: make().name for name, make in SCENARIOS.items()} == {name: name for name in SCENARIOS}
     assert scenario("steady") == MarketConfig()
+
+
+def test_pages_after_the_log_are_those_of_the_logging_policy() -> None:
+    made = Market("tiny", 0)
+    log = made.log
+    pages_RL = made.logged_pages(np.repeat(np.arange(made.config.users), 20))
+    assert pages_RL.shape == (20 * made.config.users, made.config.list_length)
+    shown_RL = pages_RL >= 0
+    assert shown_RL.mean() > 0.99
+    for page, shown in zip(pages_RL, shown_RL, strict=True):
+        assert len(set(page[shown])) == shown.sum()
+    shares_N = np.bincount(pages_RL[shown_RL], minlength=len(log.impressions_N))
+    assert np.corrcoef(shares_N, log.impressions_N)[0, 1] > 0.5  # popularity moved on day by day

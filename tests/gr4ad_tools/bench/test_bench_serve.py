@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ from gr4ad_tools.bench.serve.accounting import (
     relative_value,
 )
 from gr4ad_tools.bench.serve.churn import Churn
-from gr4ad_tools.bench.serve.client import Outcome, Target, closed_loop, open_loop
+from gr4ad_tools.bench.serve.client import Outcome, Target, client_process, closed_loop, open_loop
 from gr4ad_tools.bench.serve.session import background
 from typer.testing import CliRunner
 
@@ -124,6 +125,17 @@ def test_users_of_a_closed_loop_wait_for_answers() -> None:
     assert sorted(each.user for each in outcomes) == [0, 1, 3, 4, 6]
     for moment in [each.sent for each in outcomes]:
         assert sum(each.sent <= moment < each.received for each in outcomes) <= 2
+
+
+def test_an_interrupt_ends_a_load_under_way() -> None:
+    with slow_generator() as (_, target), pytest.raises(KeyboardInterrupt), client_process() as client:
+        pid = client.submit(os.getpid).result()
+        load = client.submit(open_loop, target, "run", [0.0, 3600.0], 0)
+        while not load.running():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 def test_users_differ_and_repeat_themselves() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from gr4ad_tools.bench.beams import beams_command
+from gr4ad_tools.bench.cache.command import cache_command
 from gr4ad_tools.bench.codebook import codebook_command
 from gr4ad_tools.bench.decode.command import decode_command
 from gr4ad_tools.bench.embedding import embedding_command
@@ -15,6 +16,7 @@ from gr4ad_tools.bench.serve.command import serve_command
 
 app = typer.Typer(no_args_is_help=True)
 app.command("beams")(beams_command)
+app.command("cache")(cache_command)
 app.command("codebook")(codebook_command)
 app.command("decode")(decode_command)
 app.command("embedding")(embedding_command)

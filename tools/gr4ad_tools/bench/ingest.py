@@ -76,6 +76,11 @@ def campaigns(items: Sequence[Item], count: int) -> list[Item]:
     ]
 
 
+def first_campaign(item_id: str) -> str:
+    """Return the id that `campaigns` gives to the first ad of an item."""
+    return f"{item_id}-0"
+
+
 async def write(
     addresses: Sequence[str], items: Sequence[Item], writers: int, batch_size: int, bar: Progress
 ) -> Written:

@@ -167,6 +167,16 @@ class Market:
         """Draw the requests of a day, counted from the start of the log."""
         return day_arrivals(self.config, self._users, day, rng)
 
+    def logged_pages(self, user_indices: IntArray) -> IntArray:
+        """Return what the logging policy shows users at the end of the log, [R, list length]: public.
+
+        An empty slot is −1. Nothing is learned from it, and no budget is looked at.
+        """
+        _ = self.log  # the policy goes by what it has logged
+        users_R = np.asarray(user_indices, dtype=np.int64)
+        ads_RL, _ = self._policy.lists(users_R, self._policy.propose(users_R), np.zeros(len(self._ads), dtype=bool))
+        return ads_RL
+
     def true_ecpm(
         self, user_indices: IntArray, ad_indices: IntArray, time: float | FloatArray, slots: IntArray | None = None
     ) -> FloatArray:

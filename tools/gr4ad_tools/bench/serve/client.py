@@ -8,12 +8,18 @@ which all processes of a machine share.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
+import multiprocessing
+import os
 import random
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import grpc
 import numpy as np
@@ -21,6 +27,8 @@ from google.rpc import error_details_pb2, status_pb2
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 from gr4ad.type.v1 import type_pb2
 from gr4ad_runtime.status_details import METADATA_KEY
+
+from gr4ad_tools.process_guard import ProcessGuard
 
 ANSWERED: Final = "OK"
 REFUSED: Final = "RESOURCE_EXHAUSTED"
@@ -33,9 +41,20 @@ REQUEST_TIME_S: Final = 1_700_000_000
 EVENT_SPREAD_S: Final = 30 * 86_400
 
 
+class Questions(Protocol):
+    """Whom to ask, and what; it is sent to the client's process."""
+
+    @property
+    def address(self) -> str:
+        """Return the generator's host:port."""
+
+    def request(self, run: str, user: int) -> generation_pb2.GenerateAdsRequest:
+        """Return a user's request; its id differs by run and user."""
+
+
 @dataclass(frozen=True)
 class Target:
-    """Whom to ask for what.
+    """Whom to ask for what, each user with a history of chance.
 
     Attributes:
         address: host:port of a generator.
@@ -85,6 +104,7 @@ class Outcome:
         value: Σ probability · expected eCPM of the returned ads, in micros; NaN without an answer.
         ad_ids: The returned ads.
         retry_s: When to come again, as the refusal said; 0 where it said nothing.
+        origin: Where the answer came from, as it said.
     """
 
     user: int
@@ -96,6 +116,7 @@ class Outcome:
     value: float = math.nan
     ad_ids: tuple[str, ...] = ()
     retry_s: float = 0.0
+    origin: int = generation_pb2.GenerateAdsResponse.ORIGIN_UNSPECIFIED
 
     @property
     def latency_s(self) -> float:
@@ -108,7 +129,23 @@ class Outcome:
         return self.sent - self.scheduled
 
 
-def open_loop(target: Target, run: str, arrivals: Sequence[float], first_user: int) -> list[Outcome]:
+@contextmanager
+def client_process() -> Iterator[ProcessPoolExecutor]:
+    """Yield the client's process; it ends with the block, amid a load if that is left by an error or an interrupt."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as client:
+        pid = client.submit(os.getpid).result()
+        guard = ProcessGuard(pid, stop_signal="TERM", grace_seconds=1)
+        try:
+            yield client
+        except BaseException:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            raise
+        finally:
+            guard.release()
+
+
+def open_loop(target: Questions, run: str, arrivals: Sequence[float], first_user: int) -> list[Outcome]:
     """Send requests at scheduled moments, each of another user, and wait until all are answered or refused.
 
     Args:
@@ -123,7 +160,7 @@ def open_loop(target: Target, run: str, arrivals: Sequence[float], first_user: i
     return asyncio.run(_open_loop(target, run, arrivals, first_user))
 
 
-def closed_loop(target: Target, run: str, users: Sequence[int], at_a_time: int, seconds: float) -> list[Outcome]:
+def closed_loop(target: Questions, run: str, users: Sequence[int], at_a_time: int, seconds: float) -> list[Outcome]:
     """Let users ask, some at a time, the next one when one is done; stop after the last user or when time is over.
 
     After a refusal the next user comes when the refusal said, give or take half.
@@ -138,7 +175,7 @@ def closed_loop(target: Target, run: str, users: Sequence[int], at_a_time: int, 
     return asyncio.run(_closed_loop(target, run, iter(users), at_a_time, seconds))
 
 
-async def _open_loop(target: Target, run: str, arrivals: Sequence[float], first_user: int) -> list[Outcome]:
+async def _open_loop(target: Questions, run: str, arrivals: Sequence[float], first_user: int) -> list[Outcome]:
     outcomes: dict[int, Outcome] = {}
     async with grpc.aio.insecure_channel(target.address) as channel:
         await channel.channel_ready()
@@ -156,7 +193,9 @@ async def _open_loop(target: Target, run: str, arrivals: Sequence[float], first_
     return [outcomes[user] for user in range(first_user, first_user + len(arrivals))]
 
 
-async def _closed_loop(target: Target, run: str, users: Iterator[int], at_a_time: int, seconds: float) -> list[Outcome]:
+async def _closed_loop(
+    target: Questions, run: str, users: Iterator[int], at_a_time: int, seconds: float
+) -> list[Outcome]:
     outcomes: list[Outcome] = []
     async with grpc.aio.insecure_channel(target.address) as channel:
         await channel.channel_ready()
@@ -200,6 +239,7 @@ async def _ask(
         response.beam_trace.scale,
         sum(math.exp(each.log_prob) * each.predicted_ecpm_micros for each in response.candidates),
         tuple(each.ad_id for each in response.candidates),
+        origin=response.origin,
     )
 
 

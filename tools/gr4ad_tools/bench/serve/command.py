@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import tempfile
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -18,8 +16,9 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gr4ad_tools.bench.serve.churn import Churn
-from gr4ad_tools.bench.serve.session import NoCapacityError, Plan, Session
-from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, running
+from gr4ad_tools.bench.serve.client import client_process
+from gr4ad_tools.bench.serve.session import GENERATORS, NoCapacityError, Plan, Session
+from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, parse_widths, running
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.figures import Figure
@@ -71,10 +70,8 @@ def serve_command(
     The nominal load is what users who wait for answers get from fixed widths. Everything shares this machine: the
     generators, their neighbours, the database and the client.
     """
-    if preset not in SHAPES:
-        leave(f"--preset: {preset}: choose one of {', '.join(SHAPES)}")
+    shape = shape_of(preset, ads, widths, device, threads, seed)
     try:
-        base_widths = tuple(map(int, widths.split("-")))
         plan = Plan(
             loads=parse_sizes(loads) or (),
             fixed_loads=parse_sizes(fixed_loads) or (),
@@ -88,12 +85,9 @@ def serve_command(
             seed=seed,
         )
     except ValueError:
-        leave(f"--widths, --loads, --fixed-loads: {widths}, {loads}, {fixed_loads}: give such as 32-64-128 and 50,150")
-    if len(base_widths) != 3 or min(base_widths) < 1:
-        leave(f"--widths: {widths}: give a positive width for each of three levels, such as 32-64-128")
+        leave(f"--loads, --fixed-loads: {loads}, {fixed_loads}: give such as 50,150")
     if min(plan.loads, default=0) < 1 or not set(plan.fixed_loads) <= set(plan.loads):
         leave(f"--loads, --fixed-loads: {loads}, {fixed_loads}: give positive loads, the fixed ones among them")
-    shape = Shape(preset, ads, (base_widths[0], base_widths[1], base_widths[2]), device, threads, seed)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:
@@ -122,6 +116,16 @@ def serve_command(
     show_summary(document, found, out, as_json)
 
 
+def shape_of(preset: str, ads: int, widths: str, device: str, threads: int, seed: int) -> Shape:
+    """Return what the options of a command ask to serve, or leave with what is wrong with them."""
+    if preset not in SHAPES:
+        leave(f"--preset: {preset}: choose one of {', '.join(SHAPES)}")
+    try:
+        return Shape(preset, ads, parse_widths(widths), device, threads, seed)
+    except ValueError:
+        leave(f"--widths: {widths}: give a positive width for each of three levels, such as 32-64-128")
+
+
 async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict[str, Figure]:
     """Start the services in a folder that is gone afterwards, and measure.
 
@@ -131,9 +135,8 @@ async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict
         Gr4adError: A service did not start.
         grpc.aio.AioRpcError: A service refused to be prepared.
     """
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(1, mp_context=spawn) as client:
-        async with running(Path(scratch), shape, tell) as stage:
+    with tempfile.TemporaryDirectory() as scratch, client_process() as client:
+        async with running(Path(scratch), shape, GENERATORS, tell) as stage:
             churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
             return await Session(stage, plan, client, churn, tell).measure()
 

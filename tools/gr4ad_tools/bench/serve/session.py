@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,12 @@ from gr4ad_tools.bench.beam_simulation import poisson_arrivals
 from gr4ad_tools.bench.serve.accounting import Load, failed, growth_pct, over_fixed, refusal_ms, relative_value
 from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.client import ANSWERED, Outcome, Target, closed_loop, open_loop
-from gr4ad_tools.bench.serve.stage import ADAPTIVE, FIXED, Stage
+from gr4ad_tools.bench.serve.stage import FIXED_WIDTHS, GENERATOR, Stage
 from gr4ad_tools.figures import Figure
 
+ADAPTIVE: Final = GENERATOR
+FIXED: Final = f"{GENERATOR}_fixed"
+GENERATORS: Final = {ADAPTIVE: {}, FIXED: FIXED_WIDTHS}
 USERS: Final = (6, 9, 12, 18)
 """How many ask at a time, in turn, to find the capacity."""
 WARM_UP_USERS: Final = 4
@@ -123,21 +126,13 @@ class Session:
 
     async def _nominal(self) -> float:
         """Measure what users who wait for answers get at most from fixed widths, in answers in budget a second."""
-        best = Figure(0.0)
-        for users in USERS:
+
+        async def ask(users: int) -> list[Outcome]:
             self.tell(f"capacity, {users} users")
-            outcomes = await self._closed(FIXED, self._next_users(), users, self.plan.capacity_seconds)
-            span_s = max(outcome.received for outcome in outcomes) - min(outcome.sent for outcome in outcomes)
-            load = Load(outcomes, span_s, self.plan.budget_s)
-            if load.in_budget_per_s > best.value:
-                best = Figure(load.in_budget_per_s, "1/s", load.in_budget)
-        if not best.n:
-            raise NoCapacityError(
-                f"budget_ms: {1e3 * self.plan.budget_s:g}: fixed widths answer nobody in time: "
-                "give more, or a smaller shape"
-            )
-        self.found["nominal_rps"] = best
-        return best.value
+            return await self._closed(FIXED, self._next_users(), users, self.plan.capacity_seconds)
+
+        self.found["nominal_rps"] = await capacity(ask, self.plan.budget_s)
+        return self.found["nominal_rps"].value
 
     async def _load(self, name: str, load_pct: int, nominal: float) -> Load:
         """Put a constant load on a generator; the same arrivals and users meet each generator."""
@@ -212,6 +207,30 @@ class Session:
     def _next_users(self) -> range:
         start = (10_000 + self._runs) * USERS_A_RUN
         return range(start, start + USERS_A_RUN)
+
+
+async def capacity(ask: Callable[[int], Awaitable[list[Outcome]]], budget_s: float) -> Figure:
+    """Return what users who wait for answers get at most from a generator, in answers in budget a second.
+
+    Args:
+        ask: Lets so many users ask at a time.
+        budget_s: Latency budget of each request.
+
+    Raises:
+        NoCapacityError: Nobody is answered in time, however few ask.
+    """
+    best = Figure(0.0)
+    for users in USERS:
+        outcomes = await ask(users)
+        span_s = max(outcome.received for outcome in outcomes) - min(outcome.sent for outcome in outcomes)
+        load = Load(outcomes, span_s, budget_s)
+        if load.in_budget_per_s > best.value:
+            best = Figure(load.in_budget_per_s, "1/s", load.in_budget)
+    if not best.n:
+        raise NoCapacityError(
+            f"budget_ms: {1e3 * budget_s:g}: fixed widths answer nobody in time: give more, or a smaller shape"
+        )
+    return best
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The running services of the benchmark: two generators of the same policy and catalogue, widths by load and fixed.
+"""The running services of a benchmark: generators of the same policy and catalogue that differ in their settings.
 
 The neighbours are the real ones: a SID assigner that holds the ads, a trainer that announces the policy, a reward
 logger that takes every served list, a PostgreSQL below them. The policy's weights are random, spread as
@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import json
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,8 +43,8 @@ from gr4ad_tools.simulate import Market
 from gr4ad_tools.suite_processes import PROCESSES
 from gr4ad_tools.up import Suite
 
-ADAPTIVE: Final = "ad_generator"
-FIXED: Final = "ad_generator_fixed"
+GENERATOR: Final = "ad_generator"
+FIXED_WIDTHS: Final = {"GR4AD_BEAM_SCALE_MIN": "1", "GR4AD_BEAM_SCALE_MAX": "1"}
 CHANNEL: Final = "stable"
 POLICY_ID: Final = "bench"
 PAPER: Final = "paper"
@@ -88,6 +88,8 @@ class Stage:
 
     Attributes:
         suite: The processes.
+        market: What the ads are taken from, its log made.
+        market_folder: What everybody knows of it.
         sids: Stub of the SID assigner.
         ad_ids: The live ads.
         spare: Further ads, not created yet, without end.
@@ -95,6 +97,8 @@ class Stage:
     """
 
     suite: Suite
+    market: Market
+    market_folder: Path
     sids: sid_pb2_grpc.SidServiceAsyncStub
     ad_ids: tuple[str, ...]
     spare: Iterator[sid_pb2.Ad]
@@ -111,19 +115,23 @@ class Stage:
 
 
 @asynccontextmanager
-async def running(folder: Path, shape: Shape, tell: Callable[[str], None]) -> AsyncIterator[Stage]:
-    """Start the services in an empty folder, with ads and a policy, and wait until both generators serve them.
+async def running(
+    folder: Path, shape: Shape, generators: Mapping[str, Mapping[str, str]], tell: Callable[[str], None]
+) -> AsyncIterator[Stage]:
+    """Start the services in an empty folder, with ads and a policy, and wait until all generators serve them.
 
     Args:
         folder: Of the database, the artifacts and the logs.
         shape: What to serve.
+        generators: Environment variables that set each generator apart, by its name; without them none keeps answers.
         tell: Called with what is under way.
     """
     tell("fit a codebook")
-    Market(SCENARIO, shape.seed).write_folder(folder / "market")
+    market = Market(SCENARIO, shape.seed)
+    market.write_folder(folder / "market")
     originals = [replace(item, state=ACTIVE) for item in read_items(folder / "market")]
     items = campaigns(originals, shape.ads)
-    generators = {
+    settings = {
         "GR4AD_LOG_LEVEL": "INFO",  # a line per refused call, with its duration
         "GR4AD_RESULT_CACHE_SECONDS": "0",
         "GR4AD_BEAM_WIDTHS": "-".join(map(str, shape.widths)),
@@ -131,14 +139,12 @@ async def running(folder: Path, shape: Shape, tell: Callable[[str], None]) -> As
         "GR4AD_TORCH_THREADS": str(shape.threads),
         "GR4AD_REST_PORT": "0",
     }
-    fixed = {**generators, "GR4AD_BEAM_SCALE_MIN": "1", "GR4AD_BEAM_SCALE_MAX": "1"}
     services = {name: PROCESSES[name].command() for name in ("rspo_trainer", "reward_logger", "sid_assigner")}
-    command = PROCESSES[ADAPTIVE].command()
     async with Suite(
         folder / "suite",
-        commands={ADAPTIVE: command, FIXED: command, **services},
+        commands={**{name: PROCESSES[GENERATOR].command() for name in generators}, **services},
         env={"GR4AD_LOG_LEVEL": "ERROR"},
-        service_env={ADAPTIVE: generators, FIXED: fixed},
+        service_env={name: {**settings, **own} for name, own in generators.items()},
     ) as suite:
         await asyncio.to_thread(
             _fit, folder / "ads", items[: max(FITTED, 2 * shape.config.level_sizes[0])], suite, shape
@@ -153,11 +159,24 @@ async def running(folder: Path, shape: Shape, tell: Callable[[str], None]) -> As
                 await sids.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
             tell("publish a policy")
             await _publish(suite, folder / "policy", policy_of(shape))
-            for name in (ADAPTIVE, FIXED):
+            for name in generators:
                 await suite.wait_ready(name)
                 await _serves(suite.addresses[name], shape.ads)
             spare = map(to_ad, _further(originals, shape.ads))
-            yield Stage(suite, sids, tuple(item.item_id for item in items), spare, shape.config)
+            ad_ids = tuple(item.item_id for item in items)
+            yield Stage(suite, market, folder / "market", sids, ad_ids, spare, shape.config)
+
+
+def parse_widths(widths: str) -> tuple[int, int, int]:
+    """Return widths given such as 32-64-128.
+
+    Raises:
+        ValueError: They are not three positive numbers.
+    """
+    first, second, third = map(int, widths.split("-"))
+    if min(first, second, third) < 1:
+        raise ValueError(widths)
+    return first, second, third
 
 
 def policy_of(shape: Shape) -> LazyAr:
@@ -186,7 +205,7 @@ def _further(originals: list[Item], created: int) -> Iterator[Item]:
 
 async def _publish(suite: Suite, folder: Path, model: LazyAr) -> None:
     """Publish a policy and make it current, as the trainer does at the end of a run."""
-    extra: dict[str, Any] = {"preset": "", "source": "gr4ad bench serve"}
+    extra: dict[str, Any] = {"preset": "", "source": "gr4ad bench"}
     manifest = await asyncio.to_thread(save_checkpoint, folder, model, POLICY_ID, CODEBOOK_ID, {}, extra)
     store = ArtifactStore(suite.artifact_store)
     uri = await asyncio.to_thread(store.publish_folder, folder, f"{ARTIFACT_FOLDER}/{POLICY_ID}")

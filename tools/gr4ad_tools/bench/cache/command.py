@@ -1,0 +1,99 @@
+"""The command `gr4ad bench cache`."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import typer
+from gr4ad_core.learning.data_folder import read_interactions
+from gr4ad_runtime.errors import Gr4adError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gr4ad_tools.bench.cache.session import Plan, Session
+from gr4ad_tools.bench.cache.visits import Visitors
+from gr4ad_tools.bench.serve.churn import Churn
+from gr4ad_tools.bench.serve.client import client_process
+from gr4ad_tools.bench.serve.command import shape_of
+from gr4ad_tools.bench.serve.session import NoCapacityError
+from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, running
+from gr4ad_tools.call_error import describe, leave
+from gr4ad_tools.figures import Figure
+from gr4ad_tools.measure import show_summary, write_summary
+
+
+def cache_command(
+    preset: Annotated[str, typer.Option(help=f"Shape of the policy: {', '.join(SHAPES)}.")] = "demo",
+    ads: Annotated[int, typer.Option(min=100, help="Live ads.")] = 20_000,
+    widths: Annotated[str, typer.Option(help="The policy's own widths, one per level.")] = "128-256-512",
+    candidates: Annotated[int, typer.Option(min=1, max=512, help="Ads wanted per request.")] = 20,
+    budget_ms: Annotated[float, typer.Option(min=1.0, help="Latency budget of each request.")] = 100.0,
+    load: Annotated[int, typer.Option(min=1, help="Where shares are told, in % of the capacity without cache.")] = 80,
+    overload: Annotated[int, typer.Option(min=1, help="Where answers in budget are compared, likewise.")] = 200,
+    turns: Annotated[int, typer.Option(min=1, help="How often both are measured.")] = 3,
+    seconds: Annotated[float, typer.Option(min=1.0, help="Of each load that count, once the cache is filled.")] = 60.0,
+    capacity_seconds: Annotated[float, typer.Option(min=0.5, help="Of each step in the search of the capacity.")] = 4.0,
+    keep_seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long answers are kept.")] = 60.0,
+    churn: Annotated[float, typer.Option(min=0.0, help="Ads to pause, and to create, a second under load.")] = 0.2,
+    device: Annotated[str, typer.Option(help="Torch device of the policies.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=1, help="Processor threads of a model call.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder of summary.json.")] = Path("out/bench-cache"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
+) -> None:
+    """Put the sessions of the simulated market on two generators, with the result cache and without it.
+
+    A second of the market is a second of the clock; so many users come that the load is reached. Ads are paused and
+    created meanwhile, and none that is paused may be returned. Everything shares this machine: the generators, their
+    neighbours, the database and the client.
+    """
+    shape = shape_of(preset, ads, widths, device, threads, seed)
+    plan = Plan(
+        load_pct=load,
+        overload_pct=overload,
+        turns=turns,
+        seconds=seconds,
+        capacity_seconds=capacity_seconds,
+        keep_s=keep_seconds,
+        budget_s=1e-3 * budget_ms,
+        candidates=candidates,
+        churn_per_s=churn,
+        seed=seed,
+    )
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("start")
+            found = asyncio.run(measure(shape, plan, lambda what: bar.update(task, description=what)))
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, "a service"))
+    except (Gr4adError, NoCapacityError) as error:
+        leave(str(error))
+    except TimeoutError:
+        leave(f"--ads: {ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
+    except KeyboardInterrupt:
+        leave("interrupted: nothing was kept, the same command begins anew", code=130)
+    document = write_summary(found, seed, out)
+    show_summary(document, found, out, as_json)
+
+
+async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict[str, Figure]:
+    """Start the services in a folder that is gone afterwards, and measure.
+
+    Raises:
+        NoCapacityError: The generator without the cache answers nobody in time.
+        TimeoutError: The generators do not serve the ads in time.
+        Gr4adError: A service did not start.
+        grpc.aio.AioRpcError: A service refused to be prepared.
+    """
+    with tempfile.TemporaryDirectory() as scratch, client_process() as client:
+        async with running(Path(scratch), shape, plan.generators, tell) as stage:
+            interactions = read_interactions(stage.market_folder)
+            visitors = Visitors(stage.market, interactions, plan.seed)
+            churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
+            return await Session(stage, plan, client, churn, visitors, tell).measure()
