@@ -145,7 +145,7 @@ def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettin
             folder, expected_codebook_id=settings.codebook_id, expected_sha256=settings.sha256
         )
         compute_type: torch.dtype = getattr(torch, settings.compute_type)
-        worker = _Worker(connection, model.compute_in(compute_type).to(settings.device))
+        worker = _Worker(connection, model.to(settings.device).compute_in(compute_type))
     except CheckpointError as error:
         connection.send(Refused(str(error)))
         return None
