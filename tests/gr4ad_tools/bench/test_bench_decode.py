@@ -14,6 +14,7 @@ import torch
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_tools.bench import app
+from gr4ad_tools.bench.decode import turns
 from gr4ad_tools.bench.decode.exact_search import ExactSearch
 from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
@@ -42,10 +43,19 @@ CONFIG = LazyArConfig(
 )
 WIDTHS = (8, 12, 20)
 VARIANTS = [Tricks(*on) for on in product([True, False], repeat=3)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 
 
-def workload(config: LazyArConfig = CONFIG) -> Workload:
-    return Workload.draw(Setting(config, ads=1_500, widths=WIDTHS, batch=3, seed=1))
+def workload(config: LazyArConfig = CONFIG, device: str = "cpu") -> Workload:
+    return Workload.draw(Setting(config, ads=1_500, widths=WIDTHS, batch=3, seed=1, device=device))
+
+
+def test_all_of_a_workload_is_on_its_device() -> None:
+    work = workload(device="meta")  # tensors without content, wherever the test runs
+    inputs = [value for each in (*work.batches, *work.single_requests) for value in vars(each).values()]
+    trie = [work.trie.root_1, *work.trie.codes, *work.trie.links]
+    policies = [*work.model.state_dict().values(), *work.policy(n_lazy=0).state_dict().values()]
+    assert {value.device.type for value in (*inputs, *trie, *policies)} == {"meta"}
 
 
 @pytest.mark.parametrize("ads", [10_000, 100_000, 1_000_000])
@@ -135,6 +145,16 @@ def test_steps_take_turns_and_the_first_rounds_do_not_count() -> None:
     assert [len(each) for each in seconds.values()] == [2, 2]
 
 
+def test_a_step_on_a_gpu_ends_when_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: called.append("done"))
+    monkeypatch.setattr(turns, "perf_counter", lambda: called.append("clock") or 0.0)
+    with Progress(disable=True) as bar:
+        in_turn({"a": lambda n: called.append("step")}, 1, bar, "")
+    assert called[-4:] == ["clock", "step", "done", "clock"]
+
+
 def test_a_ratio_is_the_median_of_the_pairs() -> None:
     found = ratio("x", [2.0, 30.0, 8.0], [1.0, 10.0, 2.0], scale=10.0)
     assert (found["x"].value, found["x"].n, found["x"].min, found["x"].max) == (30.0, 3, 20.0, 40.0)
@@ -147,8 +167,9 @@ SMALL += ["--d-model", "16", "--heads", "2", "--layers", "3", "--lazy", "2", "--
 SMALL += ["--rounds", "1", "--generate-rounds", "1", "--threads", "1"]
 
 
-def test_the_command_prints_figures_and_keeps_them(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [*SMALL, "--json", "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_command_prints_figures_and_keeps_them(device: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*SMALL, "--device", device, "--json", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     ratios = {"lazyar", "growing", "shared_kv", "precut", "control", "total", "hf_generate", "bf16"}
@@ -168,8 +189,11 @@ def test_the_command_shows_where_the_time_goes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments, message in (
+        (["--device", "tpu"], "--device: tpu: choose of cpu, cuda"),
+        (["--device", "cuda"], "--device: cuda: no accelerator is usable here: give --device cpu"),
         (["--only", "magic"], "--only: magic: choose of workload, tricks, total"),
         (["--level-sizes", "60,32,16"], "level_sizes: (60, 32, 16): give powers of two"),
     ):

@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from gr4ad_core.decoding.beam_search import expected_ecpm_of_beams
+from gr4ad_core.model.lazy_ar import LazyAr
 from rich.progress import Progress
 
 from gr4ad_tools import figures
@@ -17,7 +18,7 @@ from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
 from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
 from gr4ad_tools.bench.decode.turns import Step, in_turn, median_ms, ratio
-from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, perplexities, random_policy, request
+from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, perplexities, request
 from gr4ad_tools.bench.index import short
 from gr4ad_tools.figures import Figure
 
@@ -59,7 +60,7 @@ def tricks(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     `control_ratio` is the search of `plain_search` with every trick on over the engine: near one, or the others are
     not what they say.
     """
-    ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
+    ordinary = work.policy(n_lazy=0)
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     others: Mapping[str, Step] = {
         "lazyar_ratio": lambda number: work.decode(number, model=ordinary),
@@ -88,7 +89,7 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     The plain decoder has K = 0, decodes one request at a time in float32, flat at the last width, and uses no trick.
     """
     half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
-    ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
+    ordinary = work.policy(n_lazy=0)
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
 
@@ -116,7 +117,7 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
         Nothing where transformers is not installed; the bar says so.
     """
     try:
-        t5 = T5Generate(work.setting.config, work.sids_NT, work.setting.seed)
+        t5 = T5Generate(work.setting.config, work.sids_NT, work.setting.seed, work.setting.device)
     except MissingTransformersError as error:
         bar.console.print(str(error), style="yellow", markup=False, soft_wrap=True)
         return {}
@@ -135,7 +136,7 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
     half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
-    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=work.setting.device) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     steps: Mapping[str, Step] = {
         "gemm_f32": lambda _: a @ b,
@@ -161,7 +162,7 @@ def costs(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Measure one request alone, its eCPM step, and what a batch costs by beams, events, layers and live SIDs."""
     context_1 = work.model.encode_context(work.single_requests[0])
     result = decode(work.model, work.single_requests[0], work.trie, work.setting.widths)
-    everything_1N = torch.arange(work.setting.widths[-1])[None]
+    everything_1N = torch.arange(work.setting.widths[-1], device=work.setting.device)[None]
     steps: Mapping[str, Step] = {
         "single_ms": lambda number: decode(
             work.model, work.single_requests[number % BATCHES], work.trie, work.setting.widths
@@ -196,20 +197,21 @@ def _by_beams(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure
 
 def _by_shape(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Change the events of a history, then the layers of the decoder, two thirds of them lazy."""
-    config, seed = work.setting.config, work.setting.seed
-    by_events = [replace(config, max_history=max(config.max_history * times // 4, 1)) for times in (1, 2, 4, 8, 16)]
+    config = work.setting.config
+    lengths = [max(config.max_history * times // 4, 1) for times in (1, 2, 4, 8, 16)]
     depths = [max(config.n_layers * times // 3, 1) for times in (1, 2, 3, 4)]
-    by_depth = [
-        replace(config, n_layers=depth, n_lazy=depth * 2 // 3, kv_groups=min(config.kv_groups, depth))
-        for depth in depths
-    ]
-    named = {
-        "events": {f"ms_events_{shape.max_history}": shape for shape in by_events},
-        "layers": {f"ms_layers_{shape.n_layers}": shape for shape in by_depth},
+    named: dict[str, dict[str, LazyAr]] = {
+        "events": {f"ms_events_{length}": work.policy(max_history=length) for length in lengths},
+        "layers": {
+            f"ms_layers_{depth}": work.policy(
+                n_layers=depth, n_lazy=depth * 2 // 3, kv_groups=min(config.kv_groups, depth)
+            )
+            for depth in depths
+        },
     }
     found: dict[str, Figure] = {}
-    for what, shapes in named.items():
-        steps = {name: work.with_policy(random_policy(shape, seed)).decode for name, shape in shapes.items()}
+    for what, policies in named.items():
+        steps = {name: work.with_policy(policy).decode for name, policy in policies.items()}
         found |= {name: median_ms(each) for name, each in in_turn(steps, rounds.paired, bar, f"by {what}").items()}
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class Setting:
     """Requests B of one model call."""
     seed: int
     """Of every random choice."""
+    device: str = "cpu"
+    """Torch device of the policy, the live SIDs and the requests."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +69,21 @@ class Workload:
         """Draw all of it from the setting's seed."""
         sids_NT = drawn_sids(setting.ads, setting.config.level_sizes, np.random.default_rng(setting.seed))
         trie = LiveTrie.build(sids_NT, setting.config.level_sizes)
-        model = random_policy(setting.config, setting.seed)
-        return cls(setting, sids_NT, trie.live_counts, TorchTrie.from_view(trie.view, "cpu"), model, ()).with_policy(
-            model
-        )
+        model = random_policy(setting.config, setting.seed).to(setting.device)
+        on_device = TorchTrie.from_view(trie.view, setting.device)
+        return cls(setting, sids_NT, trie.live_counts, on_device, model, ()).with_policy(model)
+
+    def policy(self, **changes: Any) -> LazyAr:
+        """Make a random policy of the setting's shape with some fields changed, on its device."""
+        return random_policy(replace(self.setting.config, **changes), self.setting.seed).to(self.setting.device)
 
     def with_policy(self, model: LazyAr) -> Workload:
         """Return the same live SIDs with another policy, and requests with as many events as it reads."""
         rng = np.random.default_rng(self.setting.seed)
         setting = replace(self.setting, config=model.config)
-        batches = tuple(drawn_requests(setting.batch, self.sids_NT, model.config, rng) for _ in range(BATCHES))
+        batches = tuple(
+            drawn_requests(setting.batch, self.sids_NT, model.config, rng).to(setting.device) for _ in range(BATCHES)
+        )
         return replace(self, setting=setting, model=model, batches=batches)
 
     @property
