@@ -15,12 +15,14 @@ from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_tools.bench import app
 from gr4ad_tools.bench.decode import turns
+from gr4ad_tools.bench.decode.comparisons import lower_precision
 from gr4ad_tools.bench.decode.exact_search import ExactSearch
 from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
 from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
 from gr4ad_tools.bench.decode.turns import in_turn, ratio
 from gr4ad_tools.bench.decode.workload import (
+    BATCHES,
     LEAST_FAN_OUT,
     Setting,
     Workload,
@@ -93,6 +95,19 @@ def test_every_variant_finds_what_the_engine_finds(tricks: Tricks, n_lazy: int, 
     assert engine.valid_BW.all()
     torch.testing.assert_close(found.log_probs_BW, engine.log_probs_BW, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.sids_BWT, engine.sids_BWT, atol=0, rtol=0)
+
+
+def test_lists_in_lower_precision_are_nearly_those_in_float32() -> None:
+    work = workload()
+    models = lower_precision(work)
+    assert set(models) == {"bf16", "int8"}
+    for kind, least in (("bf16", 0.95), ("int8", 0.9)):
+        shares = []
+        for number in range(BATCHES):
+            mine, theirs = work.decode(number, model=models[kind]), work.decode(number)
+            pairs = zip(mine.slots_BW.tolist(), theirs.slots_BW.tolist(), strict=True)
+            shares += [len(set(a) & set(b)) / len(b) for a, b in pairs]
+        assert least < np.mean(shares) < 1.0, kind
 
 
 def test_the_exact_search_finds_what_the_naive_one_finds() -> None:
@@ -175,6 +190,8 @@ def test_the_command_prints_figures_and_keeps_them(device: str, tmp_path: Path) 
     ratios = {"lazyar", "growing", "shared_kv", "precut", "control", "total", "hf_generate", "bf16"}
     expected = {f"{name}_ratio" for name in ratios} | {"gemm_share_f32", "gemm_share_bf16", "single_ms", "ecpm_step_ms"}
     expected |= {"beams_80_over_5", "ads_4e3_over_1e3", "ms_events_16", "ms_layers_4", "overlap_f32", "overlap_bf16"}
+    if device == "cpu":
+        expected |= {"int8_ratio", "int8_batch_ms", "overlap_int8"}
     assert expected <= set(document["figures"])
     assert document["figures"]["overlap_f32"]["value"] == 1.0
     assert document["figures"]["total_ratio"]["n"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -134,21 +135,26 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
 
 
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
-    half = copy.deepcopy(work.model).compute_in(torch.bfloat16)
+    """Hold the engine's rate of matrix products against that of one large product of the same type, in turn.
+
+    On the CPU the engine takes a turn in int8 as well.
+    """
+    lower = lower_precision(work)
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=work.setting.device) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     steps: Mapping[str, Step] = {
         "gemm_f32": lambda _: a @ b,
         "f32": work.decode,
         "gemm_bf16": lambda _: a16 @ b16,
-        "bf16": lambda number: work.decode(number, model=half),
+        **{kind: partial(work.decode, model=model) for kind, model in lower.items()},
     }
-    seconds = in_turn(steps, rounds.paired, bar, "gemm_share and bf16_ratio")
+    seconds = in_turn(steps, rounds.paired, bar, f"gemm_share and ratios of {', '.join(lower)}")
     setting = work.setting
     flops = decode_flops(setting.config, setting.batch, setting.config.max_history, setting.widths)
-    found = {"batch_gflop": Figure(flops / 1e9, "GFLOP")} | ratio("bf16_ratio", seconds["f32"], seconds["bf16"])
-    found["bf16_batch_ms"] = median_ms(seconds["bf16"])
+    found = {"batch_gflop": Figure(flops / 1e9, "GFLOP")}
+    for kind in lower:
+        found |= ratio(f"{kind}_ratio", seconds["f32"], seconds[kind])
+        found[f"{kind}_batch_ms"] = median_ms(seconds[kind])
     of_product = 2 * GEMM_SIZE**3
     for kind in ("f32", "bf16"):
         rates = [of_product / each / 1e9 for each in seconds[f"gemm_{kind}"]]
@@ -235,12 +241,18 @@ def _by_ads(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     )
 
 
+def lower_precision(work: Workload) -> dict[str, LazyAr]:
+    """Copy the policy for each lower type that layers can compute in on its device."""
+    types = {"bf16": torch.bfloat16} | ({"int8": torch.int8} if work.setting.device == "cpu" else {})
+    return {kind: copy.deepcopy(work.model).compute_in(compute_type) for kind, compute_type in types.items()}
+
+
 def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare the engine's lists with the oracle's: of every batch's requests, in float32 and in bfloat16."""
+    """Compare the engine's lists with the oracle's: of every batch's requests, in each type."""
     del rounds
     setting = work.setting
     exact = ExactSearch(work.model, work.sids_NT)
-    models = {"f32": work.model, "bf16": copy.deepcopy(work.model).compute_in(torch.bfloat16)}
+    models = {"f32": work.model, **lower_precision(work)}
     shares: dict[str, list[float]] = {kind: [] for kind in models}
     task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
     for number, inputs in enumerate(work.batches):
