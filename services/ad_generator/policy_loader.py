@@ -33,7 +33,7 @@ class PolicyLoader:
             store: Where policies are published.
             cache: Local folder for them.
             device: Torch device to load to.
-            compute_type: Floating-point type that layers compute in.
+            compute_type: Type that layers compute in, a name of torch's.
             torch_threads: Threads of one model call.
             n_levels: SID levels that the beam widths are for.
         """

@@ -25,7 +25,7 @@ class WorkerSettings:
     device: str
     """Torch device to compute on."""
     compute_type: str
-    """Floating-point type that layers compute in, a name of torch's."""
+    """Type that layers compute in, a name of torch's."""
     torch_threads: int
     """Threads of one model call."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from gr4ad_runtime.settings import ServiceSettings
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
 
 
@@ -26,8 +26,8 @@ class AdGeneratorSettings(ServiceSettings):
         default="./out/policy-cache", min_length=1, description="Local folder that policies are fetched to."
     )
     device: str = Field(default="cpu", min_length=1, description="Torch device to compute on, such as cpu or cuda.")
-    compute_type: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Floating-point type that layers compute in; heads and scores stay float32."
+    compute_type: Literal["float32", "bfloat16", "int8"] = Field(
+        default="float32", description="Type that layers compute in, int8 on the CPU; heads and scores stay float32."
     )
     torch_threads: int = Field(default=1, ge=1, le=256, description="Threads of one model call.")
     beam_widths: Annotated[tuple[int, ...], NoDecode] = Field(
@@ -73,6 +73,14 @@ class AdGeneratorSettings(ServiceSettings):
     result_cache_mb: int = Field(
         default=64, ge=1, le=65536, description="Memory that kept answers may take, by estimate, in MiB."
     )
+
+    @field_validator("compute_type")
+    @classmethod
+    def _check_int8(cls, compute_type: str, info: ValidationInfo) -> str:
+        device = info.data.get("device", "cpu")
+        if compute_type == "int8" and device != "cpu":
+            raise ValueError(f"int8 on {device}: give bfloat16, int8 is for the device cpu")
+        return compute_type
 
     @field_validator("beam_widths", mode="before")
     @classmethod

@@ -67,16 +67,18 @@ def test_a_process_computes_in_the_type_it_is_told(artifact_store_url: str) -> N
     table = AdTable(LEVEL_SIZES)
     put(table, ALL_SIDS)
     found = []
-    for compute_type in ("float32", "bfloat16"):
+    for compute_type in ("float32", "bfloat16", "int8"):
         with policy_process(artifact_store_url, compute_type, compute_type) as process:
             answer = decode(process, table)
             order = np.argsort(answer.slots_BN[0])
             assert set(answer.slots_BN[0].tolist()) == table.live_slots
             found.append((answer.log_probs_BN[0, order], answer.ecpm_BN[0, order]))
-    (log_probs, ecpm), (rounded_log_probs, rounded_ecpm) = found
-    np.testing.assert_allclose(rounded_log_probs, log_probs, atol=0.2)
-    assert (rounded_log_probs != log_probs).all()
-    np.testing.assert_allclose(rounded_ecpm, ecpm, rtol=0.1)
+    (log_probs, ecpm), *others = found
+    for rounded_log_probs, rounded_ecpm in others:
+        np.testing.assert_allclose(rounded_log_probs, log_probs, atol=0.2)
+        assert (rounded_log_probs != log_probs).all()
+        np.testing.assert_allclose(rounded_ecpm, ecpm, rtol=0.1)
+    assert (others[0][0] != others[1][0]).any()
 
 
 def test_every_process_gets_all_ads_first_and_then_what_changed(

@@ -27,6 +27,17 @@ def test_wrong_widths_are_refused_with_an_example(widths: str, monkeypatch: pyte
         AdGeneratorSettings()
 
 
+def test_int8_is_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GR4AD_COMPUTE_TYPE", "int8")
+    assert AdGeneratorSettings().compute_type == "int8"
+    monkeypatch.setenv("GR4AD_DEVICE", "cuda")
+    with pytest.raises(ValidationError, match="int8 on cuda: give bfloat16, int8 is for the device cpu"):
+        AdGeneratorSettings()
+    monkeypatch.setenv("GR4AD_COMPUTE_TYPE", "int4")
+    with pytest.raises(ValidationError, match="'float32', 'bfloat16' or 'int8'"):
+        AdGeneratorSettings()
+
+
 def test_a_currency_is_three_capitals(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GR4AD_CURRENCY", "Euro")
     with pytest.raises(ValidationError, match="currency"):

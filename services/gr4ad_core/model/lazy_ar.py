@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +19,14 @@ from torch.nn.functional import linear
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.context_processor import ContextProcessor, SharedKeysValues, SidEmbedding
+from gr4ad_core.model.int8_linear import round_linears
 from gr4ad_core.model.layers import CausalLayer, ParallelLayer, RmsNorm
 from gr4ad_core.model.packed_linear import pack_linears
 
-__all__ = ["Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
+__all__ = ["COMPUTE_TYPES", "Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
+
+COMPUTE_TYPES: Final = (torch.float32, torch.bfloat16, torch.int8)
+"""What layers can compute in where a policy is served."""
 
 
 @dataclass(frozen=True)
@@ -120,16 +125,30 @@ class LazyAr(nn.Module):
     def for_serving(self, compute_type: torch.dtype = torch.float32) -> LazyAr:
         """Turn this model into one that only decodes, on the device where it is, and return it.
 
-        Everything in front of the heads computes in the given floating-point type. States are float32 again before the
-        final norm, and so are the heads: a token's probability is rounded by the layers alone, not once more by its own
-        logit and the sum over its level. On a processor, weights are laid out for its products (`PackedLinear`); the
-        model cannot be moved, saved or trained any more.
+        Everything in front of the heads computes in the given type. States are float32 again before the final norm, and
+        so are the heads: a token's probability is rounded by the layers alone, not once more by its own logit and the
+        sum over its level. On a processor, weights are laid out for its products (`PackedLinear`); the model cannot be
+        moved, saved or trained any more.
+
+        Args:
+            compute_type: `torch.float32`, `torch.bfloat16`, or `torch.int8`, which is bfloat16 but for the linear
+                layers that every beam goes through: they multiply in int8. Those of the context and the trunk, once
+                for all beams, would save little more and round twice as much.
+
+        Raises:
+            ValueError: Another type, or int8 away from the CPU.
         """
+        if compute_type not in COMPUTE_TYPES:
+            raise ValueError(f"compute_type: {compute_type}: give one of {', '.join(map(str, COMPUTE_TYPES))}")
+        if compute_type == torch.int8 and self.device.type != "cpu":
+            raise ValueError(f"compute_type: torch.int8 on {self.device}: give torch.bfloat16, int8 is for the CPU")
         if compute_type != torch.float32:
             for name, module in self.named_children():
                 if name not in ("final_norm", "head", "ecpm_head"):
-                    module.to(compute_type)
-            self.position.data, self.bos.data = self.position.to(compute_type), self.bos.to(compute_type)
+                    module.to(torch.bfloat16)
+            self.position.data, self.bos.data = self.position.bfloat16(), self.bos.bfloat16()
+        if compute_type == torch.int8:
+            round_linears(self.decoder)
         for part in (self.context_processor, self.trunk, self.fuse, self.decoder):
             pack_linears(part)
         return self.eval()

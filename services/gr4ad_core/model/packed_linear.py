@@ -70,7 +70,7 @@ def can_pack(weight: Tensor) -> bool:
 def pack_linears(module: nn.Module) -> None:
     """Replace every linear layer below a module, where it can be."""
     for name, child in module.named_children():
-        if isinstance(child, SwiGlu) and can_pack(child.output.weight):
+        if isinstance(child, SwiGlu) and isinstance(child.output, nn.Linear) and can_pack(child.output.weight):
             setattr(module, name, PackedSwiGlu(child))
         elif isinstance(child, nn.Linear) and can_pack(child.weight):
             setattr(module, name, PackedLinear(child.weight, child.bias))

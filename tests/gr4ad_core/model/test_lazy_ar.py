@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -5,6 +6,7 @@ import pytest
 import torch
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
+from gr4ad_core.model.int8_linear import Int8Linear
 from gr4ad_core.model.lazy_ar import Fuse, LazyAr
 from gr4ad_core.model.packed_linear import PackedLinear, PackedSwiGlu, can_pack
 from torch import nn
@@ -74,6 +76,34 @@ def test_layers_in_bfloat16_leave_probabilities_in_float32(config: LazyArConfig)
     torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(3, 5), atol=1e-6, rtol=0.0)  # not rounded once more
     assert 0.0 < (found - expected).abs().mean() < 0.15
     torch.testing.assert_close(value, in_float32, atol=0.0, rtol=0.1)
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_what_every_beam_goes_through_multiplies_in_int8(config: LazyArConfig) -> None:
+    rng = np.random.default_rng(7)
+    model = random_model(config)
+    served = copy.deepcopy(model).for_serving(torch.int8)
+    rounded = {name for name, module in served.named_modules() if isinstance(module, Int8Linear)}
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert rounded == {name for name in linear if name.startswith("decoder.")} != set()
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+
+    inputs = collate_contexts([random_history(config, n, rng) for n in (0, 3, config.max_history)], config)
+    sids = torch.from_numpy(random_sids(config, 15, rng)).view(3, 5, -1)
+    with torch.no_grad():
+        context = served.encode_context(inputs)
+        found, expected = served.sid_log_probs(context, sids), model.sid_log_probs(model.encode_context(inputs), sids)
+        log_p = served.level_logits(0, served.decode_paths(context, sids)[:, :, 0]).log_softmax(-1)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(log_p.exp().sum(-1), torch.ones(3, 5), atol=1e-6, rtol=0.0)
+    assert 0.0 < (found - expected).abs().mean() < 0.2
+
+
+def test_a_type_that_layers_cannot_compute_in_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compute_type: torch.float16: give one of torch.float32, torch.bfloat16, to"):
+        random_model(THREE_LEVELS).for_serving(torch.float16)
+    with pytest.raises(ValueError, match=r"compute_type: torch.int8 on meta: give torch.bfloat16, int8 is for the CPU"):
+        random_model(THREE_LEVELS).to("meta").for_serving(torch.int8)
 
 
 def test_multi_token_prediction_reads_the_trunk_through_the_same_heads() -> None:

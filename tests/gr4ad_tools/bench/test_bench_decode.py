@@ -14,12 +14,15 @@ import torch
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_tools.bench import app
+from gr4ad_tools.bench.decode import turns
+from gr4ad_tools.bench.decode.comparisons import lower_precision
 from gr4ad_tools.bench.decode.exact_search import ExactSearch
 from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
 from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
 from gr4ad_tools.bench.decode.turns import in_turn, ratio
 from gr4ad_tools.bench.decode.workload import (
+    BATCHES,
     LEAST_FAN_OUT,
     Setting,
     Workload,
@@ -42,10 +45,19 @@ CONFIG = LazyArConfig(
 )
 WIDTHS = (8, 12, 20)
 VARIANTS = [Tricks(*on) for on in product([True, False], repeat=3)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA here"))]
 
 
-def workload(config: LazyArConfig = CONFIG) -> Workload:
-    return Workload.draw(Setting(config, ads=1_500, widths=WIDTHS, batch=3, seed=1))
+def workload(config: LazyArConfig = CONFIG, device: str = "cpu") -> Workload:
+    return Workload.draw(Setting(config, ads=1_500, widths=WIDTHS, batch=3, seed=1, device=device))
+
+
+def test_all_of_a_workload_is_on_its_device() -> None:
+    work = workload(device="meta")  # tensors without content, wherever the test runs
+    inputs = [value for each in (*work.batches, *work.single_requests) for value in vars(each).values()]
+    trie = [work.trie.root_1, *work.trie.codes, *work.trie.links]
+    policies = [*work.model.state_dict().values(), *work.policy(n_lazy=0).state_dict().values()]
+    assert {value.device.type for value in (*inputs, *trie, *policies)} == {"meta"}
 
 
 @pytest.mark.parametrize("ads", [10_000, 100_000, 1_000_000])
@@ -83,6 +95,19 @@ def test_every_variant_finds_what_the_engine_finds(tricks: Tricks, n_lazy: int, 
     assert engine.valid_BW.all()
     torch.testing.assert_close(found.log_probs_BW, engine.log_probs_BW, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.sids_BWT, engine.sids_BWT, atol=0, rtol=0)
+
+
+def test_lists_in_lower_precision_are_nearly_those_in_float32() -> None:
+    work = workload()
+    models = lower_precision(work)
+    assert set(models) == {"bf16", "int8"}
+    for kind, least in (("bf16", 0.95), ("int8", 0.9)):
+        shares = []
+        for number in range(BATCHES):
+            mine, theirs = work.decode(number, model=models[kind]), work.decode(number)
+            pairs = zip(mine.slots_BW.tolist(), theirs.slots_BW.tolist(), strict=True)
+            shares += [len(set(a) & set(b)) / len(b) for a, b in pairs]
+        assert least < np.mean(shares) < 1.0, kind
 
 
 def test_the_exact_search_finds_what_the_naive_one_finds() -> None:
@@ -131,8 +156,18 @@ def test_steps_take_turns_and_the_first_rounds_do_not_count() -> None:
     called: list[str] = []
     with Progress(disable=True) as bar:
         seconds = in_turn({"a": lambda n: called.append(f"a{n}"), "b": lambda n: called.append(f"b{n}")}, 2, bar, "")
-    assert called == ["a-2", "b-2", "a-1", "b-1", "a0", "b0", "a1", "b1"]
+    assert called == [f"{name}{number}" for number in (-2, -1, 0, 1) for name in "aabb"]
     assert [len(each) for each in seconds.values()] == [2, 2]
+
+
+def test_a_step_on_a_gpu_ends_when_the_gpu_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: called.append("done"))
+    monkeypatch.setattr(turns, "perf_counter", lambda: called.append("clock") or 0.0)
+    with Progress(disable=True) as bar:
+        in_turn({"a": lambda n: called.append("step")}, 1, bar, "")
+    assert called[-4:] == ["clock", "step", "done", "clock"]
 
 
 def test_a_ratio_is_the_median_of_the_pairs() -> None:
@@ -147,13 +182,16 @@ SMALL += ["--d-model", "16", "--heads", "2", "--layers", "3", "--lazy", "2", "--
 SMALL += ["--rounds", "1", "--generate-rounds", "1", "--threads", "1"]
 
 
-def test_the_command_prints_figures_and_keeps_them(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, [*SMALL, "--json", "--out", str(tmp_path / "out")])
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_command_prints_figures_and_keeps_them(device: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [*SMALL, "--device", device, "--json", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
     ratios = {"lazyar", "growing", "shared_kv", "precut", "control", "total", "hf_generate", "bf16"}
     expected = {f"{name}_ratio" for name in ratios} | {"gemm_share_f32", "gemm_share_bf16", "single_ms", "ecpm_step_ms"}
     expected |= {"beams_80_over_5", "ads_4e3_over_1e3", "ms_events_16", "ms_layers_4", "overlap_f32", "overlap_bf16"}
+    if device == "cpu":
+        expected |= {"int8_ratio", "int8_batch_ms", "overlap_int8"}
     assert expected <= set(document["figures"])
     assert document["figures"]["overlap_f32"]["value"] == 1.0
     assert document["figures"]["total_ratio"]["n"] == 1
@@ -168,8 +206,11 @@ def test_the_command_shows_where_the_time_goes(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
+def test_the_command_says_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for arguments, message in (
+        (["--device", "tpu"], "--device: tpu: choose of cpu, cuda"),
+        (["--device", "cuda"], "--device: cuda: no accelerator is usable here: give --device cpu"),
         (["--only", "magic"], "--only: magic: choose of workload, tricks, total"),
         (["--level-sizes", "60,32,16"], "level_sizes: (60, 32, 16): give powers of two"),
     ):

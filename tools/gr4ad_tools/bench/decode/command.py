@@ -26,6 +26,7 @@ from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
 
+DEVICES: Final = ("cpu", "cuda")
 PROFILE_ROWS: Final = 25
 
 
@@ -45,6 +46,7 @@ def decode_command(
     rounds: Annotated[int, typer.Option(min=1, help="Turns of each pair.")] = 20,
     generate_rounds: Annotated[int, typer.Option(min=1, help="Turns of Hugging Face's generate.")] = 5,
     only: Annotated[list[str] | None, typer.Option(help=f"Groups to measure, of {', '.join(COMPARISONS)}.")] = None,
+    device: Annotated[str, typer.Option(help="Where to decode, cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="Threads of torch; 0 for all cores.")] = 0,
     profiled: Annotated[
         bool, typer.Option("--profile", help="Print where the time of one batch goes, and measure nothing.")
@@ -60,6 +62,10 @@ def decode_command(
     for name in chosen:
         if name not in COMPARISONS:
             leave(f"--only: {name}: choose of {', '.join(COMPARISONS)}")
+    if device not in DEVICES:
+        leave(f"--device: {device}: choose of {', '.join(DEVICES)}")
+    if device == "cuda" and not torch.cuda.is_available():
+        leave("--device: cuda: no accelerator is usable here: give --device cpu, or install a CUDA build of torch")
     keep_freed_memory()  # as the process that serves a policy does
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or os.cpu_count() or 1)
@@ -75,7 +81,7 @@ def decode_command(
             max_history=events,
             n_ecpm_buckets=64,
         )
-        setting = Setting(config, ads, parse_sizes(beams) or (), batch, seed)
+        setting = Setting(config, ads, parse_sizes(beams) or (), batch, seed, device)
         counts = Rounds(rounds, generate_rounds, parse_sizes(sizes) or ())
         if profiled:
             print(profile_table(Workload.draw(setting)))
@@ -117,10 +123,11 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def profile_table(work: Workload) -> str:
-    """Return the operations of one batch that took the most processor time of their own."""
+    """Return the operations of one batch that took the most time of their own on the workload's device."""
     for number in range(WARM_UP):
         work.decode(number)
-    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+    device = work.setting.device
+    with profile(activities={ProfilerActivity.CPU, getattr(ProfilerActivity, device.upper())}) as recorded:
         work.decode(WARM_UP)
-    table: str = recorded.key_averages().table(sort_by="self_cpu_time_total", row_limit=PROFILE_ROWS)
+    table: str = recorded.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=PROFILE_ROWS)
     return table

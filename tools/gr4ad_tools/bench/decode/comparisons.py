@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
 from gr4ad_core.decoding.beam_search import expected_ecpm_of_beams
+from gr4ad_core.model.lazy_ar import LazyAr
 from rich.progress import Progress
 
 from gr4ad_tools import figures
@@ -17,7 +18,7 @@ from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
 from gr4ad_tools.bench.decode.t5_generate import MissingTransformersError, T5Generate
 from gr4ad_tools.bench.decode.turns import Step, in_turn, median_ms, ratio
-from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, perplexities, random_policy, request
+from gr4ad_tools.bench.decode.workload import BATCHES, Workload, decode, perplexities, request
 from gr4ad_tools.bench.index import short
 from gr4ad_tools.figures import Figure
 
@@ -59,7 +60,7 @@ def tricks(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     `control_ratio` is the search of `plain_search` with every trick on over the engine: near one, or the others are
     not what they say.
     """
-    ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
+    ordinary = work.policy(n_lazy=0).for_serving()
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     others: Mapping[str, Step] = {
         "lazyar_ratio": lambda number: work.decode(number, model=ordinary),
@@ -78,8 +79,8 @@ def tricks(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
 
 @torch.inference_mode()
 def _plain(work: Workload, number: int, with_tricks: Tricks) -> object:
-    context = work.model.encode_context(work.batches[number % BATCHES])
-    return plain_beam_search(work.model, context, work.trie, work.setting.widths, with_tricks)
+    context = work.engine.encode_context(work.batches[number % BATCHES])
+    return plain_beam_search(work.engine, context, work.trie, work.setting.widths, with_tricks)
 
 
 def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
@@ -87,8 +88,8 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
 
     The plain decoder has K = 0, decodes one request at a time in float32, flat at the last width, and uses no trick.
     """
-    half = copy.deepcopy(work.model).for_serving(torch.bfloat16)
-    ordinary = random_policy(replace(work.setting.config, n_lazy=0), work.setting.seed)
+    half = work.served(torch.bfloat16)
+    ordinary = work.policy(n_lazy=0)
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
 
@@ -110,44 +111,53 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
 
 
 def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare a request of Hugging Face's `generate` with a request's share of the engine's batch, all in float32.
+    """Compare a request of Hugging Face's `generate`, in float32, with a request's share of the engine's batch, in
+    bfloat16 and in float32.
 
     Returns:
         Nothing where transformers is not installed; the bar says so.
     """
     try:
-        t5 = T5Generate(work.setting.config, work.sids_NT, work.setting.seed)
+        t5 = T5Generate(work.setting.config, work.sids_NT, work.setting.seed, work.setting.device)
     except MissingTransformersError as error:
         bar.console.print(str(error), style="yellow", markup=False, soft_wrap=True)
         return {}
     prompts = [t5.prompt(each.sids_BST[0]) for each in work.single_requests]
     beams = work.setting.widths[-1]
+    half = work.served(torch.bfloat16)
     steps: Mapping[str, Step] = {
         "generate": lambda number: t5.generate(prompts[number % BATCHES], beams),
-        "engine": work.decode,
+        "hf_generate_ratio": lambda number: work.decode(number, model=half),
+        "hf_generate_f32_ratio": work.decode,
     }
     seconds = in_turn(steps, rounds.generate, bar, "hf_generate_ratio")
-    return ratio("hf_generate_ratio", seconds["generate"], seconds["engine"], scale=work.setting.batch) | {
-        "hf_generate_request_ms": median_ms(seconds["generate"])
-    }
+    found = {"hf_generate_request_ms": median_ms(seconds["generate"])}
+    for name in ("hf_generate_ratio", "hf_generate_f32_ratio"):
+        found |= ratio(name, seconds["generate"], seconds[name], scale=work.setting.batch)
+    return found
 
 
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Hold the engine's rate of matrix products against that of one large product of the same type, in turn."""
-    half = copy.deepcopy(work.model).for_serving(torch.bfloat16)
-    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE) for _ in range(2))
+    """Hold the engine's rate of matrix products against that of one large product of the same type, in turn.
+
+    On the CPU the engine takes a turn in int8 as well.
+    """
+    lower = lower_precision(work)
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=work.setting.device) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
     steps: Mapping[str, Step] = {
         "gemm_f32": lambda _: a @ b,
         "f32": work.decode,
         "gemm_bf16": lambda _: a16 @ b16,
-        "bf16": lambda number: work.decode(number, model=half),
+        **{kind: partial(work.decode, model=model) for kind, model in lower.items()},
     }
-    seconds = in_turn(steps, rounds.paired, bar, "gemm_share and bf16_ratio")
+    seconds = in_turn(steps, rounds.paired, bar, f"gemm_share and ratios of {', '.join(lower)}")
     setting = work.setting
     flops = decode_flops(setting.config, setting.batch, setting.config.max_history, setting.widths)
-    found = {"batch_gflop": Figure(flops / 1e9, "GFLOP")} | ratio("bf16_ratio", seconds["f32"], seconds["bf16"])
-    found["bf16_batch_ms"] = median_ms(seconds["bf16"])
+    found = {"batch_gflop": Figure(flops / 1e9, "GFLOP")}
+    for kind in lower:
+        found |= ratio(f"{kind}_ratio", seconds["f32"], seconds[kind])
+        found[f"{kind}_batch_ms"] = median_ms(seconds[kind])
     of_product = 2 * GEMM_SIZE**3
     for kind in ("f32", "bf16"):
         rates = [of_product / each / 1e9 for each in seconds[f"gemm_{kind}"]]
@@ -157,16 +167,17 @@ def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     return found
 
 
+@torch.inference_mode()
 def costs(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Measure one request alone, its eCPM step, and what a batch costs by beams, events, layers and live SIDs."""
-    context_1 = work.model.encode_context(work.single_requests[0])
-    result = decode(work.model, work.single_requests[0], work.trie, work.setting.widths)
-    everything_1N = torch.arange(work.setting.widths[-1])[None]
+    context_1 = work.engine.encode_context(work.single_requests[0])
+    result = decode(work.engine, work.single_requests[0], work.trie, work.setting.widths)
+    everything_1N = torch.arange(work.setting.widths[-1], device=work.setting.device)[None]
     steps: Mapping[str, Step] = {
         "single_ms": lambda number: decode(
-            work.model, work.single_requests[number % BATCHES], work.trie, work.setting.widths
+            work.engine, work.single_requests[number % BATCHES], work.trie, work.setting.widths
         ),
-        "ecpm_step_ms": lambda _: expected_ecpm_of_beams(work.model, context_1, result, everything_1N),
+        "ecpm_step_ms": lambda _: expected_ecpm_of_beams(work.engine, context_1, result, everything_1N),
     }
     seconds = in_turn(steps, rounds.paired, bar, "single request and eCPM step")
     found = {name: median_ms(each) for name, each in seconds.items()}
@@ -196,20 +207,21 @@ def _by_beams(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure
 
 def _by_shape(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Change the events of a history, then the layers of the decoder, two thirds of them lazy."""
-    config, seed = work.setting.config, work.setting.seed
-    by_events = [replace(config, max_history=max(config.max_history * times // 4, 1)) for times in (1, 2, 4, 8, 16)]
+    config = work.setting.config
+    lengths = [max(config.max_history * times // 4, 1) for times in (1, 2, 4, 8, 16)]
     depths = [max(config.n_layers * times // 3, 1) for times in (1, 2, 3, 4)]
-    by_depth = [
-        replace(config, n_layers=depth, n_lazy=depth * 2 // 3, kv_groups=min(config.kv_groups, depth))
-        for depth in depths
-    ]
-    named = {
-        "events": {f"ms_events_{shape.max_history}": shape for shape in by_events},
-        "layers": {f"ms_layers_{shape.n_layers}": shape for shape in by_depth},
+    named: dict[str, dict[str, LazyAr]] = {
+        "events": {f"ms_events_{length}": work.policy(max_history=length) for length in lengths},
+        "layers": {
+            f"ms_layers_{depth}": work.policy(
+                n_layers=depth, n_lazy=depth * 2 // 3, kv_groups=min(config.kv_groups, depth)
+            )
+            for depth in depths
+        },
     }
     found: dict[str, Figure] = {}
-    for what, shapes in named.items():
-        steps = {name: work.with_policy(random_policy(shape, seed)).decode for name, shape in shapes.items()}
+    for what, policies in named.items():
+        steps = {name: work.with_policy(policy).decode for name, policy in policies.items()}
         found |= {name: median_ms(each) for name, each in in_turn(steps, rounds.paired, bar, f"by {what}").items()}
     return found
 
@@ -233,12 +245,18 @@ def _by_ads(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     )
 
 
+def lower_precision(work: Workload) -> dict[str, LazyAr]:
+    """Copy the policy for each lower type that layers can compute in on its device."""
+    types = {"bf16": torch.bfloat16} | ({"int8": torch.int8} if work.setting.device == "cpu" else {})
+    return {kind: work.served(compute_type) for kind, compute_type in types.items()}
+
+
 def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare the engine's lists with the oracle's: of every batch's requests, in float32 and in bfloat16."""
+    """Compare the engine's lists with the oracle's: of every batch's requests, in each type."""
     del rounds
     setting = work.setting
     exact = ExactSearch(work.model, work.sids_NT)
-    models = {"f32": work.model, "bf16": copy.deepcopy(work.model).for_serving(torch.bfloat16)}
+    models = {"f32": work.engine, **lower_precision(work)}
     shares: dict[str, list[float]] = {kind: [] for kind in models}
     task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
     for number, inputs in enumerate(work.batches):

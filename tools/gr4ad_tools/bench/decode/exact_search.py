@@ -91,7 +91,8 @@ class ExactSearch:
     def _next_log_probs(self, inputs: ContextInputs, prefixes: Sequence[Sid]) -> list[list[float]]:
         """Decode prefixes of one length from the history on; return log-probabilities of all next codes of each."""
         level, n_levels = len(prefixes[0]), self._model.config.n_levels
-        padded_1NT = torch.tensor([[[*prefix, *[0] * (n_levels - level)] for prefix in prefixes]])
+        padded = [[[*prefix, *[0] * (n_levels - level)] for prefix in prefixes]]
+        padded_1NT = torch.tensor(padded, device=self._model.device)
         h_1NPD = self._model.decode_paths(self._model.encode_context(inputs), padded_1NT)
         log_probs: list[list[float]] = self._model.level_logits(level, h_1NPD[0, :, level]).log_softmax(-1).tolist()
         return log_probs

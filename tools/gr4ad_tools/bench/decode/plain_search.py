@@ -94,7 +94,7 @@ def plain_beam_search(
     """
     batch = context.batch_size
     paths: PathStates | CopiedPaths = PathStates.at_bos(model) if tricks.path_rows else CopiedPaths.at_bos(model, batch)
-    log_probs_BW = torch.zeros(batch, 1)
+    log_probs_BW = torch.zeros(batch, 1, device=model.device)
     nodes_BW = trie.root_1.expand(batch, 1)
     sids_BWT = nodes_BW.new_empty(batch, 1, 0)
     parents_BW, codes_BW = nodes_BW, None
@@ -117,7 +117,7 @@ def plain_beam_search(
 def _of_parents(x_BW: Tensor, parents_BN: Tensor) -> Tensor:
     """Copy what belongs to parents, `[B, W, …]`, to `[B, N, …]`."""
     batch, width = x_BW.shape[:2]
-    rows_BN = torch.arange(batch)[:, None] * width + parents_BN
+    rows_BN = torch.arange(batch, device=parents_BN.device)[:, None] * width + parents_BN
     return x_BW.flatten(0, 1).index_select(0, rows_BN.flatten()).view(*parents_BN.shape, *x_BW.shape[2:])
 
 

@@ -30,8 +30,8 @@ class T5Generate:
     tokens that is ready-made; everything else is `generate`'s own.
     """
 
-    def __init__(self, config: LazyArConfig, sids_NT: Ints, seed: int) -> None:
-        """Make the model and the dictionary.
+    def __init__(self, config: LazyArConfig, sids_NT: Ints, seed: int, device: str = "cpu") -> None:
+        """Make the model, on a torch device, and the dictionary.
 
         Raises:
             MissingTransformersError: transformers is not installed.
@@ -59,9 +59,10 @@ class T5Generate:
         self._model = cast(Any, model.eval())
         # The cache takes its length from the encoder's number of layers, so the encoder is cut after it is made.
         self._model.encoder.block = self._model.encoder.block[:1]
+        self._model.to(device)
         self._n_levels = config.n_levels
         starts = [SPECIALS + sum(config.level_sizes[:level]) for level in range(config.n_levels)]
-        self._starts_T = torch.tensor(starts)
+        self._starts_T = torch.tensor(starts, device=device)
         allowed: defaultdict[Sid, set[int]] = defaultdict(set)
         for tokens in map(tuple, (sids_NT + starts).tolist()):
             for level, token in enumerate(tokens):

@@ -5,10 +5,11 @@ Shapes: N live SIDs, P live prefixes, T SID levels, B requests, W beams.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -47,6 +48,8 @@ class Setting:
     """Requests B of one model call."""
     seed: int
     """Of every random choice."""
+    device: str = "cpu"
+    """Torch device of the policy, the live SIDs and the requests."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Workload:
     """Distinct live prefixes of length 1 … T."""
     trie: TorchTrie
     model: LazyAr
+    """The policy as it was made, in float32."""
     batches: tuple[ContextInputs, ...]
     """Requests, `setting.batch` each."""
 
@@ -67,17 +71,31 @@ class Workload:
         """Draw all of it from the setting's seed."""
         sids_NT = drawn_sids(setting.ads, setting.config.level_sizes, np.random.default_rng(setting.seed))
         trie = LiveTrie.build(sids_NT, setting.config.level_sizes)
-        model = random_policy(setting.config, setting.seed)
-        return cls(setting, sids_NT, trie.live_counts, TorchTrie.from_view(trie.view, "cpu"), model, ()).with_policy(
-            model
-        )
+        model = random_policy(setting.config, setting.seed).to(setting.device)
+        on_device = TorchTrie.from_view(trie.view, setting.device)
+        return cls(setting, sids_NT, trie.live_counts, on_device, model, ()).with_policy(model)
+
+    def policy(self, **changes: Any) -> LazyAr:
+        """Make a random policy of the setting's shape with some fields changed, on its device."""
+        return random_policy(replace(self.setting.config, **changes), self.setting.seed).to(self.setting.device)
 
     def with_policy(self, model: LazyAr) -> Workload:
         """Return the same live SIDs with another policy, and requests with as many events as it reads."""
         rng = np.random.default_rng(self.setting.seed)
         setting = replace(self.setting, config=model.config)
-        batches = tuple(drawn_requests(setting.batch, self.sids_NT, model.config, rng) for _ in range(BATCHES))
+        batches = tuple(
+            drawn_requests(setting.batch, self.sids_NT, model.config, rng).to(setting.device) for _ in range(BATCHES)
+        )
         return replace(self, setting=setting, model=model, batches=batches)
+
+    def served(self, compute_type: torch.dtype = torch.float32) -> LazyAr:
+        """Copy the policy as a server has it."""
+        return copy.deepcopy(self.model).for_serving(compute_type)
+
+    @cached_property
+    def engine(self) -> LazyAr:
+        """The policy as a server has it, in float32."""
+        return self.served()
 
     @property
     def fan_outs(self) -> tuple[float, ...]:
@@ -94,11 +112,11 @@ class Workload:
 
         Args:
             number: Of the batch; numbers beyond the last begin anew.
-            model: Another policy than the workload's.
+            model: Another policy than the workload's `engine`.
             widths: Other widths than the setting's.
         """
         inputs = self.batches[number % BATCHES]
-        return decode(model or self.model, inputs, self.trie, tuple(widths) or self.setting.widths)
+        return decode(model or self.engine, inputs, self.trie, tuple(widths) or self.setting.widths)
 
 
 @torch.inference_mode()

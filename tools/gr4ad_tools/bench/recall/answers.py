@@ -57,7 +57,7 @@ def search_of(path: str, model: LazyAr) -> Search:
     if path == PLAIN:
         nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
         return lambda inputs, trie: plain_beam_search(model, model.encode_context(inputs), trie, BEAM_WIDTHS, nothing)
-    served = copy.deepcopy(model).compute_in(getattr(torch, path))
+    served = copy.deepcopy(model).for_serving(getattr(torch, path))
     return lambda inputs, trie: beam_search(served, served.encode_context(inputs), trie, BEAM_WIDTHS)
 
 
