@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 from gr4ad_runtime.settings import ServiceSettings
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
+
+ComputeType = Literal["float32", "bfloat16", "int8"]
+COMPUTE_TYPES: Final[tuple[str, ...]] = get_args(ComputeType)
 
 
 class AdGeneratorSettings(ServiceSettings):
@@ -26,7 +29,7 @@ class AdGeneratorSettings(ServiceSettings):
         default="./out/policy-cache", min_length=1, description="Local folder that policies are fetched to."
     )
     device: str = Field(default="cpu", min_length=1, description="Torch device to compute on, such as cpu or cuda.")
-    compute_type: Literal["float32", "bfloat16", "int8"] = Field(
+    compute_type: ComputeType = Field(
         default="float32", description="Type that layers compute in, int8 on the CPU; heads and scores stay float32."
     )
     torch_threads: int = Field(default=1, ge=1, le=256, description="Threads of one model call.")

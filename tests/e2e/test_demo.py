@@ -121,7 +121,8 @@ def test_every_outcome_is_in_the_log_once(demo: tuple[dict[str, Any], Record, Pa
 
 def test_the_canary_serves_what_was_learned_online(demo: tuple[dict[str, Any], Record, Path, Path]) -> None:
     document, record, _, _ = demo
-    assert value(document, "online_published") == len(record.online.publications) >= 2
+    assert value(document, "online_published") == len(record.online.publications) >= 1
+    assert value(document, "online_published") + value(document, "online_refused") >= 2
     assert value(document, "online_lists") == value(document, "stable_lists") + value(document, "canary_lists") == 2048
     assert all(policy.metrics["drift"] > 0.0 for policy in record.online.publications)
     first = record.online.traffic.shown[0].policy_id

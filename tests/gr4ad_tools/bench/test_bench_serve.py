@@ -12,13 +12,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
 import pytest
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2
+from gr4ad.training.v1 import training_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_runtime.errors import ResourceExhaustedError
 from gr4ad_runtime.status_details import status_details
@@ -37,6 +38,7 @@ from gr4ad_tools.bench.serve.accounting import (
 from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.client import Outcome, Target, client_process, closed_loop, open_loop
 from gr4ad_tools.bench.serve.session import background
+from gr4ad_tools.bench.serve.swaps import PolicySwaps, swaps_seen
 from typer.testing import CliRunner
 
 ADS = tuple(f"ad-{number}" for number in range(50))
@@ -241,6 +243,37 @@ def test_churn_pauses_what_was_returned_and_knows_what_may_be() -> None:
     assert churn.invalid([outcome(due=now - 60.0, ad_ids=("new-0",))]) == 1  # before it was created
 
 
+def test_policies_become_current_in_turn() -> None:
+    made_current: list[str] = []
+
+    class Trainer:
+        async def ActivatePolicy(self, request: training_pb2.ActivatePolicyRequest, timeout: float) -> None:
+            made_current.append(request.policy_id)
+
+    async def run(per_minute: float) -> PolicySwaps:
+        swaps = PolicySwaps(cast(Any, Trainer()), per_minute)
+        async with background(swaps.run()):
+            await asyncio.sleep(0.2)
+        return swaps
+
+    assert asyncio.run(run(0.0)).asked == 0
+    swaps = asyncio.run(run(6000.0))
+    assert swaps.asked == len(made_current) >= 3
+    first, second = stage.POLICY_IDS
+    assert made_current[:3] == [second, first, second]
+
+
+def test_a_swap_is_seen_in_the_order_of_the_answers() -> None:
+    answers = [
+        outcome(due=3.0, policy_id="b"),
+        outcome(due=1.0, policy_id="a"),
+        outcome(due=2.0, code="RESOURCE_EXHAUSTED"),
+        outcome(due=4.0, policy_id="a"),
+        outcome(due=5.0, policy_id="a"),
+    ]
+    assert swaps_seen(answers) == 2
+
+
 def test_what_fails_in_the_background_comes_out() -> None:
     async def fail() -> None:
         raise ValueError("no")
@@ -259,7 +292,7 @@ def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.Mo
     options = {
         "--preset": "tiny", "--ads": "300", "--widths": "4-8-32", "--candidates": "10", "--budget-ms": "1000",
         "--loads": "50,150", "--fixed-loads": "150", "--seconds": "1.5", "--capacity-seconds": "0.5", "--churn": "5",
-        "--soak": "0.05", "--compared": "10", "--out": str(tmp_path),
+        "--soak": "0.15", "--swaps": "15", "--compared": "10", "--out": str(tmp_path),
     }  # fmt: skip
     result = CliRunner().invoke(app, ["serve", *(word for option in options.items() for word in option), "--json"])
     assert result.exit_code == 0, result.output
@@ -273,6 +306,7 @@ def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.Mo
     assert figures["invalid_ads"]["value"] == 0
     assert figures["invalid_ads"]["n"] > 0
     assert figures["failed"]["value"] == figures["soak_failed"]["value"] == figures["restarts"]["value"] == 0
+    assert 1 <= figures["soak_swaps"]["value"] <= figures["soak_swaps"]["n"]
     assert figures["soak_rss_mb"]["value"] > 50  # torch alone is more
     assert "p99 of answers" in (tmp_path / "report.html").read_text()
 

@@ -30,6 +30,7 @@ from gr4ad_tools.measure import show_summary, write_summary
 def cache_command(
     preset: Annotated[str, typer.Option(help=f"Shape of the policy: {', '.join(SHAPES)}.")] = "demo",
     ads: Annotated[int, typer.Option(min=100, help="Live ads.")] = 20_000,
+    level_sizes: Annotated[str, typer.Option(help="Codes of every level; by the number of ads if left out.")] = "",
     widths: Annotated[str, typer.Option(help="The policy's own widths, one per level.")] = "128-256-512",
     candidates: Annotated[int, typer.Option(min=1, max=512, help="Ads wanted per request.")] = 20,
     budget_ms: Annotated[float, typer.Option(min=1.0, help="Latency budget of each request.")] = 100.0,
@@ -41,6 +42,7 @@ def cache_command(
     keep_seconds: Annotated[float, typer.Option(min=1.0, max=3600.0, help="How long answers are kept.")] = 60.0,
     churn: Annotated[float, typer.Option(min=0.0, help="Ads to pause, and to create, a second under load.")] = 0.2,
     device: Annotated[str, typer.Option(help="Torch device of the policies.")] = "cpu",
+    compute_type: Annotated[str, typer.Option(help="What their layers compute in.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads of a model call.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of summary.json.")] = Path("out/bench-cache"),
@@ -52,7 +54,7 @@ def cache_command(
     created meanwhile, and none that is paused may be returned. Everything shares this machine: the generators, their
     neighbours, the database and the client.
     """
-    shape = shape_of(preset, ads, widths, device, threads, seed)
+    shape = shape_of(preset, ads, level_sizes, widths, device, compute_type, threads, seed)
     plan = Plan(
         load_pct=load,
         overload_pct=overload,

@@ -12,14 +12,13 @@ from typing import Annotated, Any, Final
 import torch
 import typer
 from gr4ad_core.decoding.memory import keep_freed_memory
-from gr4ad_core.model.config import LazyArConfig
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch.profiler import ProfilerActivity, profile
 
 from gr4ad_tools.bench.decode.comparisons import COMPARISONS, Rounds
 from gr4ad_tools.bench.decode.turns import WARM_UP
-from gr4ad_tools.bench.decode.workload import Setting, Workload
+from gr4ad_tools.bench.decode.workload import Setting, Workload, engine_shape
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.demo.state import OutputFolderError, RunState
@@ -70,16 +69,13 @@ def decode_command(
     threads_before = torch.get_num_threads()
     torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
-        config = LazyArConfig(
-            level_sizes=parse_sizes(level_sizes) or (),
+        config = engine_shape(
+            parse_sizes(level_sizes) or (),
             d_model=d_model,
             n_heads=heads,
             n_layers=layers,
             n_lazy=lazy,
-            d_ff=2 * d_model,
-            kv_groups=3,
             max_history=events,
-            n_ecpm_buckets=64,
         )
         setting = Setting(config, ads, parse_sizes(beams) or (), batch, seed, device)
         counts = Rounds(rounds, generate_rounds, parse_sizes(sizes) or ())

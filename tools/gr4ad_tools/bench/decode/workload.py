@@ -130,6 +130,29 @@ def request(inputs: ContextInputs, row: int) -> ContextInputs:
     return ContextInputs(**{name: value[row : row + 1] for name, value in vars(inputs).items()})
 
 
+def engine_shape(
+    level_sizes: tuple[int, ...],
+    *,
+    d_model: int = 256,
+    n_heads: int = 8,
+    n_layers: int = 9,
+    n_lazy: int = 6,
+    max_history: int = 128,
+) -> LazyArConfig:
+    """Return the shape of policy that the engine is measured with, by default a mid-sized one (see `LazyArConfig`)."""
+    return LazyArConfig(
+        level_sizes=level_sizes,
+        d_model=d_model,
+        n_heads=n_heads,
+        n_layers=n_layers,
+        n_lazy=n_lazy,
+        d_ff=2 * d_model,
+        kv_groups=3,
+        max_history=max_history,
+        n_ecpm_buckets=64,
+    )
+
+
 def random_policy(config: LazyArConfig, seed: int) -> LazyAr:
     """Make a model in eval mode with random weights and heads of a size that training gives them.
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, get_args
+from typing import Final
 
 import numpy as np
 import torch
-from ad_generator.settings import AdGeneratorSettings
+from ad_generator.settings import COMPUTE_TYPES
 from gr4ad_core.decoding.beam_search import BeamResult, beam_search, expected_ecpm
 from gr4ad_core.decoding.constraints import TorchTrie
 from gr4ad_core.learning.held_out import first_hit
@@ -29,7 +29,7 @@ REFERENCE: Final = "float32"
 """The path that the others are compared with."""
 PLAIN: Final = "plain"
 """The search without any trick, in float32."""
-PATHS: Final = (*get_args(AdGeneratorSettings.model_fields["compute_type"].annotation), PLAIN)
+PATHS: Final = (*COMPUTE_TYPES, PLAIN)
 """All of them: the engine in each type that `GR4AD_COMPUTE_TYPE` may name, and the plain search."""
 
 K: Final = 10

@@ -105,6 +105,7 @@ class Outcome:
         ad_ids: The returned ads.
         retry_s: When to come again, as the refusal said; 0 where it said nothing.
         origin: Where the answer came from, as it said.
+        policy_id: Which policy answered; empty without an answer.
     """
 
     user: int
@@ -117,6 +118,7 @@ class Outcome:
     ad_ids: tuple[str, ...] = ()
     retry_s: float = 0.0
     origin: int = generation_pb2.GenerateAdsResponse.ORIGIN_UNSPECIFIED
+    policy_id: str = ""
 
     @property
     def latency_s(self) -> float:
@@ -240,6 +242,7 @@ async def _ask(
         sum(math.exp(each.log_prob) * each.predicted_ecpm_micros for each in response.candidates),
         tuple(each.ad_id for each in response.candidates),
         origin=response.origin,
+        policy_id=response.policy.policy_id,
     )
 
 

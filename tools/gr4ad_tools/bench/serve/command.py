@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 import grpc
 import numpy as np
 import typer
+from ad_generator.settings import COMPUTE_TYPES
 from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -49,6 +50,7 @@ KINDS: Final = {"at": "widths by load", "fixed_at": "fixed widths"}
 def serve_command(
     preset: Annotated[str, typer.Option(help=f"Shape of the policy: {', '.join(SHAPES)}.")] = "demo",
     ads: Annotated[int, typer.Option(min=100, help="Live ads.")] = 20_000,
+    level_sizes: Annotated[str, typer.Option(help="Codes of every level; by the number of ads if left out.")] = "",
     widths: Annotated[str, typer.Option(help="The policy's own widths, one per level.")] = "128-256-512",
     candidates: Annotated[int, typer.Option(min=1, max=512, help="Ads wanted per request.")] = 20,
     budget_ms: Annotated[float, typer.Option(min=1.0, help="Latency budget of each request.")] = 100.0,
@@ -58,8 +60,10 @@ def serve_command(
     capacity_seconds: Annotated[float, typer.Option(min=0.5, help="Of each step in the search of the capacity.")] = 4.0,
     churn: Annotated[float, typer.Option(min=0.0, help="Ads to pause, and to create, a second under load.")] = 0.0,
     soak: Annotated[float, typer.Option(min=0.0, help="Minutes of a load of 80 % after the others.")] = 0.0,
+    swaps: Annotated[float, typer.Option(min=0.0, help="Policies made current a minute in that load.")] = 2.0,
     compared: Annotated[int, typer.Option(min=0, help="Lists of each load to compare with full width.")] = 100,
     device: Annotated[str, typer.Option(help="Torch device of the policies.")] = "cpu",
+    compute_type: Annotated[str, typer.Option(help="What their layers compute in.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads of a model call.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder of summary.json and report.html.")] = Path("out/bench-serve"),
@@ -70,7 +74,7 @@ def serve_command(
     The nominal load is what users who wait for answers get from fixed widths. Everything shares this machine: the
     generators, their neighbours, the database and the client.
     """
-    shape = shape_of(preset, ads, widths, device, threads, seed)
+    shape = shape_of(preset, ads, level_sizes, widths, device, compute_type, threads, seed)
     try:
         plan = Plan(
             loads=parse_sizes(loads) or (),
@@ -78,6 +82,7 @@ def serve_command(
             seconds=seconds,
             capacity_seconds=capacity_seconds,
             soak_minutes=soak,
+            swaps_per_minute=swaps,
             budget_s=1e-3 * budget_ms,
             candidates=candidates,
             churn_per_s=churn,
@@ -116,12 +121,29 @@ def serve_command(
     show_summary(document, found, out, as_json)
 
 
-def shape_of(preset: str, ads: int, widths: str, device: str, threads: int, seed: int) -> Shape:
+def shape_of(
+    preset: str,
+    ads: int,
+    level_sizes: str,
+    widths: str,
+    device: str,
+    compute_type: str,
+    threads: int,
+    seed: int,
+) -> Shape:
     """Return what the options of a command ask to serve, or leave with what is wrong with them."""
     if preset not in SHAPES:
         leave(f"--preset: {preset}: choose one of {', '.join(SHAPES)}")
+    if compute_type not in COMPUTE_TYPES:
+        leave(f"--compute-type: {compute_type}: choose one of {', '.join(COMPUTE_TYPES)}")
     try:
-        return Shape(preset, ads, parse_widths(widths), device, threads, seed)
+        sizes = parse_sizes(level_sizes) or ()
+    except ValueError as error:
+        leave(str(error))
+    if len(sizes) not in (0, 3):
+        leave(f"--level-sizes: {level_sizes}: give three, such as 4096,1024,256")
+    try:
+        return Shape(preset, ads, sizes, parse_widths(widths), device, compute_type, threads, seed)
     except ValueError:
         leave(f"--widths: {widths}: give a positive width for each of three levels, such as 32-64-128")
 

@@ -18,12 +18,13 @@ from gr4ad_tools.bench.serve.accounting import Load, failed, growth_pct, over_fi
 from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.client import ANSWERED, Outcome, Target, closed_loop, open_loop
 from gr4ad_tools.bench.serve.stage import FIXED_WIDTHS, GENERATOR, Stage
+from gr4ad_tools.bench.serve.swaps import PolicySwaps, swaps_seen
 from gr4ad_tools.figures import Figure
 
 ADAPTIVE: Final = GENERATOR
 FIXED: Final = f"{GENERATOR}_fixed"
 GENERATORS: Final = {ADAPTIVE: {}, FIXED: FIXED_WIDTHS}
-USERS: Final = (6, 9, 12, 18)
+USERS: Final = (2, 4, 6, 9, 12, 18)
 """How many ask at a time, in turn, to find the capacity."""
 WARM_UP_USERS: Final = 4
 PATIENT_S: Final = 5.0
@@ -47,6 +48,7 @@ class Plan:
         seconds: Of each load.
         capacity_seconds: Of each number of users, in the search of the capacity.
         soak_minutes: Of the long load; 0 for none.
+        swaps_per_minute: Policies made current a minute, under the long load; 0 for none.
         budget_s: Latency budget of each request.
         candidates: Ads wanted per request.
         churn_per_s: Pauses a second, and as many creations; 0 for none.
@@ -59,6 +61,7 @@ class Plan:
     seconds: float
     capacity_seconds: float
     soak_minutes: float
+    swaps_per_minute: float
     budget_s: float
     candidates: int
     churn_per_s: float
@@ -168,7 +171,8 @@ class Session:
                 resident_mb.append(self.stage.resident_mb(ADAPTIVE))
                 await asyncio.sleep(1.0)
 
-        async with background(self.churn.run()), background(watch()):
+        swaps = PolicySwaps(self.stage.training, self.plan.swaps_per_minute)
+        async with background(self.churn.run()), background(watch()), background(swaps.run()):
             outcomes = await self._run(open_loop, self._target(ADAPTIVE), "soak", arrivals, 0)
         self._account(outcomes)
         load = Load.settled(outcomes, arrivals, seconds, self.plan.budget_s)
@@ -177,6 +181,7 @@ class Session:
             "soak_rss_growth_pct": growth_pct(resident_mb),
             "soak_rss_mb": Figure(resident_mb[-1], "MiB", len(resident_mb), min(resident_mb), max(resident_mb)),
             "soak_failed": Figure(failed(outcomes), "requests", len(outcomes)),
+            "soak_swaps": Figure(swaps_seen(outcomes), "policy swaps", swaps.asked),
         }
 
     async def _closed(

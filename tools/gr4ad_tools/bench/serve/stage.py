@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad.training.v1 import training_pb2_grpc
 from gr4ad_core.learning.checkpoint import save_checkpoint
 from gr4ad_core.learning.data_folder import ITEMS_FILE, Item, read_items
 from gr4ad_core.learning.presets import PRESETS, training_preset
@@ -34,7 +35,7 @@ from rspo_trainer.models import SCHEMA
 from rspo_trainer.policy_maker import ARTIFACT_FOLDER
 from rspo_trainer.policy_store import NewPolicy, add_policy, make_current
 
-from gr4ad_tools.bench.decode.workload import LOGIT_SPREAD, random_policy
+from gr4ad_tools.bench.decode.workload import LOGIT_SPREAD, engine_shape, random_policy
 from gr4ad_tools.bench.ingest import CODEBOOK_ID, FITTED, campaigns
 from gr4ad_tools.codebook import activate_codebook
 from gr4ad_tools.codebook_fit import FitOptions, fit_codebook_from_folder
@@ -46,9 +47,12 @@ from gr4ad_tools.up import Suite
 GENERATOR: Final = "ad_generator"
 FIXED_WIDTHS: Final = {"GR4AD_BEAM_SCALE_MIN": "1", "GR4AD_BEAM_SCALE_MAX": "1"}
 CHANNEL: Final = "stable"
-POLICY_ID: Final = "bench"
+POLICY_IDS: Final = ("bench-a", "bench-b")
+"""Two policies of the same weights: a change from one to the other changes no answer."""
+ENGINE: Final = "engine"
+"""The shape that `gr4ad bench decode` measures."""
 PAPER: Final = "paper"
-SHAPES: Final = (*PRESETS, PAPER)
+SHAPES: Final = (*PRESETS, ENGINE, PAPER)
 SCENARIO = "steady"
 ACTIVE: Final = "active"
 POLL_S: Final = 0.1
@@ -62,24 +66,30 @@ class Shape:
     Attributes:
         preset: Shape of the policy, one of `SHAPES`.
         ads: Live ads.
-        widths: Beams at each of the three SID levels.
+        level_sizes: Codes of each of the three SID levels; empty to choose them by the number of ads.
+        widths: Beams at each of them.
         device: Torch device of the policies.
+        compute_type: What layers compute in.
         threads: Processor threads of one model call.
         seed: Of the ads and the policy's weights.
     """
 
     preset: str
     ads: int
+    level_sizes: tuple[int, ...]
     widths: tuple[int, int, int]
     device: str
+    compute_type: str
     threads: int
     seed: int
 
     @property
     def config(self) -> LazyArConfig:
-        """The policy's shape, on a codebook for as many ads."""
-        sizes = default_level_sizes(self.ads)
-        return paper_preset(sizes) if self.preset == PAPER else training_preset(self.preset, sizes)[0]
+        """The policy's shape."""
+        sizes = self.level_sizes or default_level_sizes(self.ads)
+        if self.preset in PRESETS:
+            return training_preset(self.preset, sizes)[0]
+        return {ENGINE: engine_shape, PAPER: paper_preset}[self.preset](sizes)
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class Stage:
         market: What the ads are taken from, its log made.
         market_folder: What everybody knows of it.
         sids: Stub of the SID assigner.
+        training: Stub of the trainer.
         ad_ids: The live ads.
         spare: Further ads, not created yet, without end.
         config: The policy's shape.
@@ -100,6 +111,7 @@ class Stage:
     market: Market
     market_folder: Path
     sids: sid_pb2_grpc.SidServiceAsyncStub
+    training: training_pb2_grpc.TrainingServiceAsyncStub
     ad_ids: tuple[str, ...]
     spare: Iterator[sid_pb2.Ad]
     config: LazyArConfig
@@ -136,6 +148,7 @@ async def running(
         "GR4AD_RESULT_CACHE_SECONDS": "0",
         "GR4AD_BEAM_WIDTHS": "-".join(map(str, shape.widths)),
         "GR4AD_DEVICE": shape.device,
+        "GR4AD_COMPUTE_TYPE": shape.compute_type,
         "GR4AD_TORCH_THREADS": str(shape.threads),
         "GR4AD_REST_PORT": "0",
     }
@@ -152,19 +165,25 @@ async def running(
         for name in services:
             await suite.wait_ready(name)
         await activate_codebook(suite.addresses["sid_assigner"], CODEBOOK_ID)
-        async with open_channel(suite.addresses["sid_assigner"]) as channel:
+        async with (
+            open_channel(suite.addresses["sid_assigner"]) as channel,
+            open_channel(suite.addresses["rspo_trainer"]) as training,
+        ):
             sids = sid_pb2_grpc.SidServiceStub(channel)
             tell(f"create {shape.ads} ads")
             for request in batches(items, MAX_BATCH):
                 await sids.BatchCreateAdSids(request, timeout=CALL_TIMEOUT_S)
-            tell("publish a policy")
-            await _publish(suite, folder / "policy", policy_of(shape))
+            tell("publish policies")
+            model = policy_of(shape)
+            for policy_id in reversed(POLICY_IDS):
+                await _publish(suite, folder / policy_id, model, policy_id)
             for name in generators:
                 await suite.wait_ready(name)
                 await _serves(suite.addresses[name], shape.ads)
             spare = map(to_ad, _further(originals, shape.ads))
             ad_ids = tuple(item.item_id for item in items)
-            yield Stage(suite, market, folder / "market", sids, ad_ids, spare, shape.config)
+            trainer = training_pb2_grpc.TrainingServiceStub(training)
+            yield Stage(suite, market, folder / "market", sids, trainer, ad_ids, spare, shape.config)
 
 
 def parse_widths(widths: str) -> tuple[int, int, int]:
@@ -203,17 +222,17 @@ def _further(originals: list[Item], created: int) -> Iterator[Item]:
         yield replace(item, item_id=f"{item.item_id}-late-{number}", title=f"{item.title} {number}")
 
 
-async def _publish(suite: Suite, folder: Path, model: LazyAr) -> None:
+async def _publish(suite: Suite, folder: Path, model: LazyAr, policy_id: str) -> None:
     """Publish a policy and make it current, as the trainer does at the end of a run."""
     extra: dict[str, Any] = {"preset": "", "source": "gr4ad bench"}
-    manifest = await asyncio.to_thread(save_checkpoint, folder, model, POLICY_ID, CODEBOOK_ID, {}, extra)
+    manifest = await asyncio.to_thread(save_checkpoint, folder, model, policy_id, CODEBOOK_ID, {}, extra)
     store = ArtifactStore(suite.artifact_store)
-    uri = await asyncio.to_thread(store.publish_folder, folder, f"{ARTIFACT_FOLDER}/{POLICY_ID}")
+    uri = await asyncio.to_thread(store.publish_folder, folder, f"{ARTIFACT_FOLDER}/{policy_id}")
     database = Database(suite.database_url, SCHEMA)
     try:
         async with database.session() as session:
-            await add_policy(session, NewPolicy(POLICY_ID, CODEBOOK_ID, manifest.sha256, uri, {}))
-            await make_current(session, POLICY_ID, CHANNEL, "")
+            await add_policy(session, NewPolicy(policy_id, CODEBOOK_ID, manifest.sha256, uri, {}))
+            await make_current(session, policy_id, CHANNEL, "")
     finally:
         await database.close()
 
