@@ -24,10 +24,10 @@ class RmsNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each vector to a mean square of one, then each entry by its gain."""
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or x.device.type != "cpu":
             normed: Tensor = super().forward(x)
             return normed
-        # The same in fewer passes over x: torch's own has no kernel for processors.
+        # The same in fewer passes over x: torch has no kernel of its own for processors.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
         scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(self.eps))
         return (x * scale.to(x.dtype)).mul_(self.weight)
