@@ -20,7 +20,7 @@ demo: $(SETUP) ## Run the whole loop on a simulated market: four services, one r
 test: $(SETUP) $(BIN)/helm ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
-test-long: $(SETUP) $(BIN)/helm ## Run the tests that take long: load on running services
+test-long: $(SETUP) $(BIN)/helm ## Run the tests that take long: load on running services, services killed in turn
 	$(BIN)/python -m pytest -m long $(ARGS)
 
 check: lint types imports contracts test ## Run every check: style, types, import rules, contracts, tests

@@ -155,6 +155,7 @@ def test_one_trace_spans_ingest_catalogue_feed_and_generator(
     assert edges(record.change_trace) >= {("caller", "sid_assigner"), ("sid_assigner", "ad_generator")}
 
 
+@pytest.mark.long
 def test_killed_in_turn_every_service_comes_back_and_no_outcome_is_lost_or_counted_twice(tmp_path: Path) -> None:
     document, record = small_demo("chaos", tmp_path / "out")
     assert all(record.online.restarts[name] == 1 for name in KILLED)
