@@ -18,7 +18,7 @@ from gr4ad_runtime.log import get_logger
 
 log = get_logger(__name__)
 
-LARGEST_BATCH: Final = 16
+LARGEST_BATCH: Final = 64
 """Lists per call: what the event loop can translate and serialise in a few milliseconds."""
 LINGER_S: Final = 0.2
 """How long the first list of a batch waits for others."""

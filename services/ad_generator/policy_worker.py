@@ -45,8 +45,6 @@ from ad_generator.policy_messages import (
 )
 
 LOADING_NICENESS: Final = 10
-SERVING_NICENESS: Final = 5
-"""Of model calls: the server's event loop, which needs little, takes requests in and refuses them meanwhile."""
 
 
 class LiveIndex:
@@ -122,13 +120,13 @@ def run(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the server decides when this process ends
         signal.signal(number, signal.SIG_IGN)
-    _be_nice(SERVING_NICENESS)
     keep_freed_memory()
     torch.set_num_threads(settings.torch_threads)
     workers: list[_Worker] = []
 
     def load() -> None:
-        _be_nice(LOADING_NICENESS)
+        if sys.platform == "linux":  # elsewhere priorities are those of whole processes
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)
         worker = _load(connection, folder, settings)
         if worker is not None:
             workers.append(worker)
@@ -139,12 +137,6 @@ def run(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings
     loading.join()
     for worker in workers:
         worker.answer()
-
-
-def _be_nice(niceness: int) -> None:
-    """Lower the priority of this thread and of those that it will start."""
-    if sys.platform == "linux":  # elsewhere priorities are those of whole processes
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), niceness)
 
 
 def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings) -> _Worker | None:
