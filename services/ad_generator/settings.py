@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any
 
+from gr4ad_core.model.config import ComputeType
 from gr4ad_runtime.settings import ServiceSettings
 from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import NoDecode
-
-ComputeType = Literal["float32", "bfloat16", "int8"]
-COMPUTE_TYPES: Final[tuple[str, ...]] = get_args(ComputeType)
 
 
 class AdGeneratorSettings(ServiceSettings):

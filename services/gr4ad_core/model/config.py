@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Final, Literal, get_args
+
+ComputeType = Literal["float32", "bfloat16", "int8"]
+"""What a served policy's layers can compute in, by names of torch's."""
+COMPUTE_TYPES: Final[tuple[str, ...]] = get_args(ComputeType)
 
 
 @dataclass(frozen=True, kw_only=True)

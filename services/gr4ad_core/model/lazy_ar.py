@@ -10,23 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from gr4ad_core.model.config import LazyArConfig
+from gr4ad_core.model.config import COMPUTE_TYPES, LazyArConfig
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.context_processor import ContextProcessor, SharedKeysValues, SidEmbedding
 from gr4ad_core.model.int8_linear import round_linears
 from gr4ad_core.model.layers import CausalLayer, ParallelLayer, RmsNorm
 from gr4ad_core.model.packed_linear import pack_linears
 
-__all__ = ["COMPUTE_TYPES", "Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
-
-COMPUTE_TYPES: Final = (torch.float32, torch.bfloat16, torch.int8)
-"""What layers can compute in where a policy is served."""
+__all__ = ["Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
 
 
 @dataclass(frozen=True)
@@ -138,8 +134,9 @@ class LazyAr(nn.Module):
         Raises:
             ValueError: Another type, or int8 away from the CPU.
         """
-        if compute_type not in COMPUTE_TYPES:
-            raise ValueError(f"compute_type: {compute_type}: give one of {', '.join(map(str, COMPUTE_TYPES))}")
+        if str(compute_type).removeprefix("torch.") not in COMPUTE_TYPES:
+            of_torch = ", ".join(f"torch.{name}" for name in COMPUTE_TYPES)
+            raise ValueError(f"compute_type: {compute_type}: give one of {of_torch}")
         if compute_type == torch.int8 and self.device.type != "cpu":
             raise ValueError(f"compute_type: torch.int8 on {self.device}: give torch.bfloat16, int8 is for the CPU")
         if compute_type != torch.float32:

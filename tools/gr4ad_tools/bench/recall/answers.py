@@ -12,11 +12,11 @@ from typing import Final
 
 import numpy as np
 import torch
-from ad_generator.settings import COMPUTE_TYPES
 from gr4ad_core.decoding.beam_search import BeamResult, beam_search, expected_ecpm
 from gr4ad_core.decoding.constraints import TorchTrie
 from gr4ad_core.learning.held_out import first_hit
 from gr4ad_core.learning.sampling import TrainingSet
+from gr4ad_core.model.config import COMPUTE_TYPES
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.lazy_ar import LazyAr
 from gr4ad_core.sid.trie import LiveTrie
