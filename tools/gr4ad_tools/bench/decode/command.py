@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,13 +10,12 @@ from typing import Annotated, Any, Final
 
 import torch
 import typer
-from gr4ad_core.decoding.memory import keep_freed_memory
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch.profiler import ProfilerActivity, profile
 
 from gr4ad_tools.bench.decode.comparisons import COMPARISONS, Rounds
-from gr4ad_tools.bench.decode.turns import WARM_UP
+from gr4ad_tools.bench.decode.turns import WARM_UP, decoding_with
 from gr4ad_tools.bench.decode.workload import Setting, Workload, engine_shape
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
@@ -65,9 +63,6 @@ def decode_command(
         leave(f"--device: {device}: choose of {', '.join(DEVICES)}")
     if device == "cuda" and not torch.cuda.is_available():
         leave("--device: cuda: no accelerator is usable here: give --device cpu, or install a CUDA build of torch")
-    keep_freed_memory()  # as the process that serves a policy does
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
         config = engine_shape(
             parse_sizes(level_sizes) or (),
@@ -79,16 +74,15 @@ def decode_command(
         )
         setting = Setting(config, ads, parse_sizes(beams) or (), batch, seed, device)
         counts = Rounds(rounds, generate_rounds, parse_sizes(sizes) or ())
-        if profiled:
-            print(profile_table(Workload.draw(setting)))
-            return
-        found = _measured(setting, counts, chosen, out)
+        with decoding_with(threads):
+            if profiled:
+                print(profile_table(Workload.draw(setting)))
+                return
+            found = _measured(setting, counts, chosen, out)
     except (ValueError, OutputFolderError) as error:
         leave(str(error))
     except KeyboardInterrupt:
         leave(f"interrupted: the same command goes on where it was; what there is lies in {out}", code=130)
-    finally:
-        torch.set_num_threads(threads_before)
     document = write_summary(found, seed, out)
     show_summary(document, found, out, as_json)
 

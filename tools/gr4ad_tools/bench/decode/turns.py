@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Final
 
 import numpy as np
 import torch
+from gr4ad_core.decoding.memory import keep_freed_memory
 from rich.progress import Progress
 
 from gr4ad_tools import figures
@@ -20,6 +23,18 @@ Step = Callable[[int], object]
 
 WARM_UP: Final = 2
 """First rounds that do not count."""
+
+
+@contextmanager
+def decoding_with(threads: int) -> Iterator[None]:
+    """Let torch use so many threads in the block, 0 for all cores, and memory as the process of a policy does."""
+    keep_freed_memory()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def in_turn(steps: Mapping[str, Step], rounds: int, bar: Progress, what: str) -> dict[str, list[float]]:

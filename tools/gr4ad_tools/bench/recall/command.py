@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,6 @@ from typing import Annotated, Final
 import numpy as np
 import torch
 import typer
-from gr4ad_core.decoding.memory import keep_freed_memory
 from gr4ad_core.learning.checkpoint import load_checkpoint, save_checkpoint
 from gr4ad_core.learning.data_folder import DataFolderError, Item
 from gr4ad_core.learning.presets import PRESETS
@@ -22,6 +20,7 @@ from gr4ad_core.model.lazy_ar import LazyAr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from gr4ad_tools.bench.decode.turns import decoding_with
 from gr4ad_tools.bench.held_out_policy import (
     ad_table,
     encode_ads,
@@ -64,17 +63,13 @@ def recall_command(
     preset = preset or ("demo" if data is None else "default")
     if preset not in PRESETS:
         leave(f"--preset: {preset}: choose of {', '.join(PRESETS)}")
-    keep_freed_memory()  # as the process that serves a policy does
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
     try:
-        found = recall_figures(_answers(data, preset, seed, out))
+        with decoding_with(threads):
+            found = recall_figures(_answers(data, preset, seed, out))
     except (ValueError, DataFolderError, OutputFolderError) as error:
         leave(str(error))
     except KeyboardInterrupt:
         leave(f"interrupted: the same command goes on where it was; what there is lies in {out}", code=130)
-    finally:
-        torch.set_num_threads(threads_before)
     document = write_summary(found, seed, out)
     show_summary(document, found, out, as_json)
 
