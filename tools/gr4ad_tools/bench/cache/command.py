@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
-import grpc
 import typer
 from gr4ad_core.learning.data_folder import read_interactions
-from gr4ad_runtime.errors import Gr4adError
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gr4ad_tools.bench.cache.session import Plan, Session
 from gr4ad_tools.bench.cache.visits import Visitors
 from gr4ad_tools.bench.serve.churn import Churn
-from gr4ad_tools.bench.serve.client import client_process
-from gr4ad_tools.bench.serve.command import shape_of
-from gr4ad_tools.bench.serve.session import NoCapacityError
-from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, running
-from gr4ad_tools.call_error import describe, leave
+from gr4ad_tools.bench.serve.on_services import Tell, measured_on, shape_of
+from gr4ad_tools.bench.serve.stage import SHAPES, Stage
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
 
@@ -67,35 +58,12 @@ def cache_command(
         churn_per_s=churn,
         seed=seed,
     )
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("start")
-            found = asyncio.run(measure(shape, plan, lambda what: bar.update(task, description=what)))
-    except grpc.aio.AioRpcError as error:
-        leave(describe(error, "a service"))
-    except (Gr4adError, NoCapacityError) as error:
-        leave(str(error))
-    except TimeoutError:
-        leave(f"--ads: {ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
-    except KeyboardInterrupt:
-        leave("interrupted: nothing was kept, the same command begins anew", code=130)
+
+    async def measure(stage: Stage, client: ProcessPoolExecutor, tell: Tell) -> dict[str, Figure]:
+        visitors = Visitors(stage.market, read_interactions(stage.market_folder), plan.seed)
+        churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
+        return await Session(stage, plan, client, churn, visitors, tell).measure()
+
+    found = measured_on(shape, plan.generators, measure)
     document = write_summary(found, seed, out)
     show_summary(document, found, out, as_json)
-
-
-async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict[str, Figure]:
-    """Start the services in a folder that is gone afterwards, and measure.
-
-    Raises:
-        NoCapacityError: The generator without the cache answers nobody in time.
-        TimeoutError: The generators do not serve the ads in time.
-        Gr4adError: A service did not start.
-        grpc.aio.AioRpcError: A service refused to be prepared.
-    """
-    with tempfile.TemporaryDirectory() as scratch, client_process() as client:
-        async with running(Path(scratch), shape, plan.generators, tell) as stage:
-            interactions = read_interactions(stage.market_folder)
-            visitors = Visitors(stage.market, interactions, plan.seed)
-            churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
-            return await Session(stage, plan, client, churn, visitors, tell).measure()

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-import grpc
 import numpy as np
 import typer
-from ad_generator.settings import COMPUTE_TYPES
-from gr4ad_runtime.errors import Gr4adError
-from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from gr4ad_tools.bench.serve.churn import Churn
-from gr4ad_tools.bench.serve.client import client_process
-from gr4ad_tools.bench.serve.session import GENERATORS, NoCapacityError, Plan, Session
-from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, parse_widths, running
-from gr4ad_tools.call_error import describe, leave
+from gr4ad_tools.bench.serve.on_services import Tell, measured_on, shape_of
+from gr4ad_tools.bench.serve.session import GENERATORS, Plan, Session
+from gr4ad_tools.bench.serve.stage import SHAPES, Stage
+from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
@@ -93,19 +87,12 @@ def serve_command(
         leave(f"--loads, --fixed-loads: {loads}, {fixed_loads}: give such as 50,150")
     if min(plan.loads, default=0) < 1 or not set(plan.fixed_loads) <= set(plan.loads):
         leave(f"--loads, --fixed-loads: {loads}, {fixed_loads}: give positive loads, the fixed ones among them")
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task("start")
-            found = asyncio.run(measure(shape, plan, lambda what: bar.update(task, description=what)))
-    except grpc.aio.AioRpcError as error:
-        leave(describe(error, "a service"))
-    except (Gr4adError, NoCapacityError) as error:
-        leave(str(error))
-    except TimeoutError:
-        leave(f"--ads: {ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
-    except KeyboardInterrupt:
-        leave("interrupted: nothing was kept, the same command begins anew", code=130)
+
+    async def measure(stage: Stage, client: ProcessPoolExecutor, tell: Tell) -> dict[str, Figure]:
+        churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
+        return await Session(stage, plan, client, churn, tell).measure()
+
+    found = measured_on(shape, GENERATORS, measure)
     document = write_summary(found, seed, out)
     write_page(
         out / "report.html",
@@ -119,48 +106,6 @@ def serve_command(
         sections=sections(found, plan),
     )
     show_summary(document, found, out, as_json)
-
-
-def shape_of(
-    preset: str,
-    ads: int,
-    level_sizes: str,
-    widths: str,
-    device: str,
-    compute_type: str,
-    threads: int,
-    seed: int,
-) -> Shape:
-    """Return what the options of a command ask to serve, or leave with what is wrong with them."""
-    if preset not in SHAPES:
-        leave(f"--preset: {preset}: choose one of {', '.join(SHAPES)}")
-    if compute_type not in COMPUTE_TYPES:
-        leave(f"--compute-type: {compute_type}: choose one of {', '.join(COMPUTE_TYPES)}")
-    try:
-        sizes = parse_sizes(level_sizes) or ()
-    except ValueError as error:
-        leave(str(error))
-    if len(sizes) not in (0, 3):
-        leave(f"--level-sizes: {level_sizes}: give three, such as 4096,1024,256")
-    try:
-        return Shape(preset, ads, sizes, parse_widths(widths), device, compute_type, threads, seed)
-    except ValueError:
-        leave(f"--widths: {widths}: give a positive width for each of three levels, such as 32-64-128")
-
-
-async def measure(shape: Shape, plan: Plan, tell: Callable[[str], None]) -> dict[str, Figure]:
-    """Start the services in a folder that is gone afterwards, and measure.
-
-    Raises:
-        NoCapacityError: Fixed widths answer nobody in time.
-        TimeoutError: The generators do not serve the ads in time.
-        Gr4adError: A service did not start.
-        grpc.aio.AioRpcError: A service refused to be prepared.
-    """
-    with tempfile.TemporaryDirectory() as scratch, client_process() as client:
-        async with running(Path(scratch), shape, GENERATORS, tell) as stage:
-            churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
-            return await Session(stage, plan, client, churn, tell).measure()
 
 
 def sections(found: Mapping[str, Figure], plan: Plan) -> list[dict[str, Any]]:

@@ -1,0 +1,82 @@
+"""What the commands share that measure running services: what is served, and how a measurement is carried out."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import grpc
+from gr4ad_core.model.config import COMPUTE_TYPES
+from gr4ad_runtime.errors import Gr4adError
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from gr4ad_tools.bench.serve.client import client_process
+from gr4ad_tools.bench.serve.session import NoCapacityError
+from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, Stage, parse_widths, running
+from gr4ad_tools.call_error import describe, leave
+from gr4ad_tools.codebook import parse_sizes
+from gr4ad_tools.figures import Figure
+
+Tell = Callable[[str], None]
+Measure = Callable[[Stage, ProcessPoolExecutor, Tell], Awaitable[dict[str, Figure]]]
+"""Measures a running stage with a client's process, and tells what is under way."""
+
+
+def shape_of(
+    preset: str,
+    ads: int,
+    level_sizes: str,
+    widths: str,
+    device: str,
+    compute_type: str,
+    threads: int,
+    seed: int,
+) -> Shape:
+    """Return what the options of a command ask to serve, or leave with what is wrong with them."""
+    if preset not in SHAPES:
+        leave(f"--preset: {preset}: choose one of {', '.join(SHAPES)}")
+    if compute_type not in COMPUTE_TYPES:
+        leave(f"--compute-type: {compute_type}: choose one of {', '.join(COMPUTE_TYPES)}")
+    try:
+        sizes = parse_sizes(level_sizes) or ()
+    except ValueError as error:
+        leave(str(error))
+    if len(sizes) not in (0, 3):
+        leave(f"--level-sizes: {level_sizes}: give three, such as 4096,1024,256")
+    try:
+        return Shape(preset, ads, sizes, parse_widths(widths), device, compute_type, threads, seed)
+    except ValueError:
+        leave(f"--widths: {widths}: give a positive width for each of three levels, such as 32-64-128")
+
+
+def measured_on(shape: Shape, generators: Mapping[str, Mapping[str, str]], measure: Measure) -> dict[str, Figure]:
+    """Start the services in a folder that is gone afterwards, and return what is measured; leave with what went wrong.
+
+    Args:
+        shape: What to serve.
+        generators: Environment variables that set each generator apart, by its name.
+        measure: Measures them.
+    """
+
+    async def run(tell: Tell) -> dict[str, Figure]:
+        with tempfile.TemporaryDirectory() as scratch, client_process() as client:
+            async with running(Path(scratch), shape, generators, tell) as stage:
+                return await measure(stage, client, tell)
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task("start")
+            return asyncio.run(run(lambda what: bar.update(task, description=what)))
+    except grpc.aio.AioRpcError as error:
+        leave(describe(error, "a service"))
+    except (Gr4adError, NoCapacityError) as error:
+        leave(str(error))
+    except TimeoutError:
+        leave(f"--ads: {shape.ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
+    except KeyboardInterrupt:
+        leave("interrupted: nothing was kept, the same command begins anew", code=130)
