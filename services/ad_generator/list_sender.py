@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
+from gr4ad_runtime.channels import back_off
 from gr4ad_runtime.log import get_logger
 
 log = get_logger(__name__)
@@ -23,8 +23,8 @@ LARGEST_BATCH: Final = 64
 LINGER_S: Final = 0.2
 """How long the first list of a batch waits for others."""
 CALL_TIMEOUT_S: Final = 5.0
-FIRST_BACK_OFF_S: Final = 0.1
-LONGEST_BACK_OFF_S: Final = 5.0
+FIRST_WAIT_S: Final = 0.1
+LONGEST_WAIT_S: Final = 5.0
 REFUSALS: Final = frozenset(
     {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.OUT_OF_RANGE}
 )
@@ -133,7 +133,7 @@ class ListSender:
             self._drop(left, "service stopped", "lengthen GR4AD_DRAIN_SECONDS or look after the reward log")
 
     async def _send(self, batch: Sequence[Served]) -> None:
-        back_off = FIRST_BACK_OFF_S
+        wait_s = FIRST_WAIT_S
         request = reward_pb2.BatchCreateServedListsRequest(served_lists=map(served_list, batch))
         while True:
             try:
@@ -147,8 +147,8 @@ class ListSender:
                 self.sent += len(batch)
                 self._in_flight -= len(batch)
                 return
-            await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
-            back_off = min(2 * back_off, LONGEST_BACK_OFF_S)
+            await back_off(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _refused(self, batch: Sequence[Served], error: grpc.aio.AioRpcError) -> None:
         """Find the lists that the reward log refuses by halving, so that their neighbours are still stored."""

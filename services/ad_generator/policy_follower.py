@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import AsyncIterable, Callable
 from concurrent.futures import Executor, Future
 from contextlib import aclosing
@@ -11,7 +10,7 @@ from typing import Final
 
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_runtime import semconv
-from gr4ad_runtime.channels import reconnect
+from gr4ad_runtime.channels import back_off, reconnect
 from gr4ad_runtime.errors import FailedPreconditionError, Gr4adError
 from gr4ad_runtime.log import get_logger
 from gr4ad_runtime.telemetry import context_of, tracer
@@ -27,8 +26,8 @@ log = get_logger(__name__)
 
 LONGEST_SILENCE_S: Final = 15.0
 """The trainer sends heartbeats every few seconds; after this the connection counts as dead."""
-FIRST_BACK_OFF_S: Final = 0.5
-LONGEST_BACK_OFF_S: Final = 10.0
+FIRST_WAIT_S: Final = 0.5
+LONGEST_WAIT_S: Final = 10.0
 IN_STEP_S: Final = 0.05
 
 MakeMirror = Callable[[str, tuple[int, ...]], CatalogMirror]
@@ -128,7 +127,7 @@ class PolicyFollower:
     async def _adopt(self, announcement: training_pb2.WatchPoliciesResponse, tasks: asyncio.TaskGroup) -> None:
         """Swap a policy in; try again for as long as another attempt may succeed."""
         ref = announcement.policy.policy
-        back_off = FIRST_BACK_OFF_S
+        wait_s = FIRST_WAIT_S
         while self._engine.state is None or self._engine.state.policy.ref != ref:
             try:
                 await self._swap(announcement, tasks)
@@ -145,8 +144,8 @@ class PolicyFollower:
                 return
             else:
                 return
-            await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
-            back_off = min(2 * back_off, LONGEST_BACK_OFF_S)
+            await back_off(wait_s)
+            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
     async def _swap(self, announcement: training_pb2.WatchPoliciesResponse, tasks: asyncio.TaskGroup) -> None:
         loop = asyncio.get_running_loop()

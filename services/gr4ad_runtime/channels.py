@@ -76,6 +76,19 @@ def open_channel(address: str, *, deadline_s: float = DEFAULT_DEADLINE_S) -> grp
     )
 
 
+async def back_off(wait_s: float) -> None:
+    """Wait before the next attempt: half of `wait_s` to all of it, so that clients do not come back together.
+
+    Raises:
+        asyncio.CancelledError: This task was asked to end. A call that fails at the same moment tells its own failure
+            and hides that, so that a loop of attempts would go on for ever.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+
+
 async def reconnect(
     open_stream: Callable[[], AsyncIterable[Message]],
     *,
@@ -124,7 +137,7 @@ async def reconnect(
             cancel = getattr(stream, "cancel", None)
             if cancel is not None:
                 cancel()
-        wait_s = min(longest_wait_s, first_wait_s * 2.0**attempt) * random.uniform(0.5, 1.0)
+        wait_s = min(longest_wait_s, first_wait_s * 2.0**attempt)
         _log.warning("stream lost", stream=name, reason=reason, attempt=attempt, wait_s=round(wait_s, 3))
         attempt = min(attempt + 1, 16)
-        await asyncio.sleep(wait_s)
+        await back_off(wait_s)

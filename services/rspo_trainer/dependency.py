@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
+from gr4ad_runtime.channels import back_off
 from gr4ad_runtime.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from gr4ad_runtime.log import get_logger
 
@@ -45,7 +44,7 @@ async def read_patiently(
         FailedPreconditionError: It refuses.
     """
     give_up = time.monotonic() + wait_s
-    back_off = FIRST_WAIT_S
+    pause_s = FIRST_WAIT_S
     while True:
         try:
             return await read()
@@ -57,17 +56,17 @@ async def read_patiently(
                 remedy = f"start it, or say in {variable} where it is, and create the run anew"
                 raise UnavailableError(service, what, remedy) from error
             log.warning("dependency away", dependency=service, address=address, error=what)
-        await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
-        back_off = min(2.0 * back_off, LONGEST_WAIT_S)
+        await back_off(pause_s)
+        pause_s = min(2.0 * pause_s, LONGEST_WAIT_S)
 
 
 async def write_persistently(write: Callable[[], Awaitable[T]]) -> T:
     """Repeat a transaction until the database takes it: it may be away, or out of space, for a while."""
-    back_off = FIRST_WAIT_S
+    pause_s = FIRST_WAIT_S
     while True:
         try:
             return await write()
         except (UnavailableError, ResourceExhaustedError) as error:
             log.warning("database away", error=error.message)
-        await asyncio.sleep(back_off * random.uniform(0.5, 1.0))
-        back_off = min(2.0 * back_off, LONGEST_WAIT_S)
+        await back_off(pause_s)
+        pause_s = min(2.0 * pause_s, LONGEST_WAIT_S)

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 
 import grpc
 import pytest
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
-from gr4ad_runtime.channels import DEFAULT_DEADLINE_S, open_channel, reconnect
+from gr4ad_runtime.channels import DEFAULT_DEADLINE_S, back_off, open_channel, reconnect
 from gr4ad_runtime.settings import ServiceSettings
 
 from tests.gr4ad_runtime.sample_service import SampleServicer, serving
@@ -114,3 +115,40 @@ async def test_waits_grow_and_start_over_after_a_message(monkeypatch: pytest.Mon
         if message == "end":
             break
     assert waits == [1.0, 2.0, 3.0, 1.0, 2.0, 3.0]
+
+
+async def test_a_loop_of_attempts_ends_when_told_to_though_a_failing_call_hides_it() -> None:
+    attempts = 0
+
+    async def fail_when_cancelled() -> None:
+        nonlocal attempts
+        attempts += 1
+        with contextlib.suppress(asyncio.CancelledError):  # a call that had failed already, as gRPC's do
+            await asyncio.sleep(60)
+        raise ConnectionError
+
+    async def insist() -> None:
+        while True:
+            with contextlib.suppress(ConnectionError):
+                await fail_when_cancelled()
+            await back_off(0.01)
+
+    insisting = asyncio.ensure_future(insist())
+    await asyncio.sleep(0)
+    insisting.cancel()
+    done, _ = await asyncio.wait([insisting], timeout=5.0)
+    assert done
+    assert insisting.cancelled()
+    assert attempts == 1
+
+
+async def test_waits_between_attempts_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr("gr4ad_runtime.channels.asyncio.sleep", sleep)
+    for _ in range(50):
+        await back_off(2.0)
+    assert 1.0 <= min(waits) < 1.3 < 1.7 < max(waits) <= 2.0

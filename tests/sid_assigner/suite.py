@@ -13,7 +13,7 @@ import grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.sid.codebook import Codebook
 from gr4ad_runtime.app import Lifecycle, bind, drain, make_server
-from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.channels import back_off, open_channel
 from gr4ad_runtime.db import Database
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sid_assigner.__main__ import build
@@ -65,9 +65,17 @@ async def run_suite(settings: SidAssignerSettings, codebooks: Mapping[str, Codeb
         await drain(server, lifecycle, 2.0)
 
 
+class ExitedError(Exception):
+    """A process ended before it was ready."""
+
+
 @asynccontextmanager
 async def process(settings: SidAssignerSettings, port: int) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run `python -m sid_assigner` and wait until it is ready."""
+    """Run `python -m sid_assigner` and wait until it is ready.
+
+    Raises:
+        ExitedError: It ended before.
+    """
     environment = os.environ | {
         "GR4AD_PORT": str(port),
         "GR4AD_DATABASE_URL": settings.database_url,
@@ -86,8 +94,9 @@ async def process(settings: SidAssignerSettings, port: int) -> AsyncIterator[asy
                         if answer.status == health_pb2.HealthCheckResponse.SERVING:
                             break
                     except grpc.aio.AioRpcError:
-                        assert started.returncode is None
-                    await asyncio.sleep(0.1)
+                        if started.returncode is not None:
+                            raise ExitedError(f"exit status {started.returncode}") from None
+                    await back_off(0.1)
         yield started
     finally:
         if started.returncode is None:

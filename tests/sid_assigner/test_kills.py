@@ -16,19 +16,21 @@ import grpc
 import pytest
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.sid.codebook import Codebook
-from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.channels import back_off, open_channel
 from gr4ad_runtime.db import Database
+from gr4ad_runtime.errors import UnavailableError
 from gr4ad_tools.embedded_postgres import EmbeddedPostgres
 from sid_assigner.models import SCHEMA
 from sid_assigner.settings import SidAssignerSettings
 from sqlalchemy import text
 
-from tests.sid_assigner.suite import make_ads, process
+from tests.sid_assigner.suite import ExitedError, make_ads, process
 
 WRITERS, BATCHES, SIZE = 8, 64, 25
 KILLS = ("database", "server", "database", "server")
 BETWEEN_KILLS_S = (0.1, 0.6)
 CALL_TIMEOUT_S = 5.0
+LONGEST_S = 100.0
 DEAD_ENDS = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.ALREADY_EXISTS, grpc.StatusCode.DATA_LOSS})
 
 
@@ -62,9 +64,11 @@ class Servers:
 
     async def _keep_up(self, port: int) -> None:
         while True:
-            async with process(self._settings, port) as started:
-                self._running[port] = started
-                await started.wait()
+            with contextlib.suppress(ExitedError):  # as it does where the database dies while it starts
+                async with process(self._settings, port) as started:
+                    self._running[port] = started
+                    await started.wait()
+            await back_off(0.1)
 
     def kill(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -73,17 +77,15 @@ class Servers:
 
 async def crash(database: Database, chance: random.Random) -> None:
     """Kill one of the database's own processes: all connections end, and it recovers from its log."""
-    async with database.session() as session:
-        pids = list(
-            await session.scalars(
-                text(
-                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'gr4ad-sid' AND pid <> pg_backend_pid()"
-                )
-            )
-        )
-    if pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(chance.choice(pids), signal.SIGKILL)
+    others = text("SELECT pid FROM pg_stat_activity WHERE application_name = 'gr4ad-sid' AND pid <> pg_backend_pid()")
+    pids: list[int] = []
+    while not pids:
+        with contextlib.suppress(UnavailableError):  # it recovers from the crash before
+            async with database.session() as session:
+                pids = list(await session.scalars(others))
+        await back_off(0.05)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(chance.choice(pids), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("seed", [0])
@@ -118,7 +120,7 @@ async def test_nothing_acknowledged_is_lost_moved_shared_or_halved(
                 if error.code() in DEAD_ENDS:
                     raise
                 retried += 1
-                await asyncio.sleep(0.05)
+                await back_off(0.05)
                 continue
             assert [ad_sid.ad_id for ad_sid in answer.ad_sids] == [ad.ad_id for ad in request.ads]
             for ad_sid in answer.ad_sids:
@@ -157,7 +159,7 @@ async def test_nothing_acknowledged_is_lost_moved_shared_or_halved(
             except (TimeoutError, grpc.aio.AioRpcError):
                 reopened += 1
                 stream.cancel()
-                await asyncio.sleep(0.01)
+                await back_off(0.01)
         return seen
 
     async with AsyncExitStack() as stack:
@@ -170,10 +172,14 @@ async def test_nothing_acknowledged_is_lost_moved_shared_or_halved(
         await stubs[0].ActivateCodebook(sid_pb2.ActivateCodebookRequest(codebook_id="small"), timeout=30)
         first = await create(stubs, requests[0])
         queue = iter(requests[1:])
-        reading = asyncio.ensure_future(read(stubs, first))
-        await asyncio.gather(kill(), *(write(stubs, queue) for _ in range(WRITERS)))
-        written.set()
-        seen = await reading
+        async with asyncio.timeout(LONGEST_S), asyncio.TaskGroup() as readers:
+            reading = readers.create_task(read(stubs, first))
+            async with asyncio.TaskGroup() as others:
+                others.create_task(kill())
+                for _ in range(WRITERS):
+                    others.create_task(write(stubs, queue))
+            written.set()
+        seen = reading.result()
 
         async with database.session() as session:
             stored = {

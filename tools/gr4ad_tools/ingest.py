@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import DataFolderError, Item, read_items
 from gr4ad_core.learning.embedding import EncoderFolderError, HuggingFaceEncoder
 from gr4ad_core.sid.ad_content import render
-from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.channels import back_off, open_channel
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -127,7 +126,7 @@ async def _create(
             away = answered and error.code() is grpc.StatusCode.UNAVAILABLE
             if not (busy or away) or time.monotonic() + wait_s > give_up:
                 raise
-        await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+        await back_off(wait_s)
         wait_s = min(2 * wait_s, LONGEST_WAIT_S)
 
 

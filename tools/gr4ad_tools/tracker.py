@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import grpc
 from google.protobuf import timestamp_pb2
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
+from gr4ad_runtime.channels import back_off
 from gr4ad_runtime.telemetry import tracer
 from opentelemetry.trace import format_trace_id
 
@@ -158,7 +158,7 @@ class Tracker:
                 self.duplicates += answer.duplicate_count
                 self.accepted += answer.stored_count + answer.duplicate_count
                 return
-            await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+            await back_off(wait_s)
             wait_s = min(2.0 * wait_s, LONGEST_WAIT_S)
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 import grpc
 import typer
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
-from gr4ad_runtime.channels import open_channel
+from gr4ad_runtime.channels import back_off, open_channel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -163,7 +163,7 @@ async def _patiently(call: Callable[[], Awaitable[T]], away: Callable[[str], Non
             if error.code() not in AWAY or time.monotonic() >= give_up:
                 raise
             away(error.details() or error.code().name)
-        await asyncio.sleep(POLL_S)
+        await back_off(POLL_S)
 
 
 async def current_policy(address: str, policy_channel: str) -> str:
