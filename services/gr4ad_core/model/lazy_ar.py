@@ -7,6 +7,7 @@ the eCPM step: T + 1), D model width, V codes of a level.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from gr4ad_core.model.config import COMPUTE_TYPES, LazyArConfig
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.context_processor import ContextProcessor, SharedKeysValues, SidEmbedding
 from gr4ad_core.model.int8_linear import round_linears
-from gr4ad_core.model.layers import CausalLayer, ParallelLayer, RmsNorm
+from gr4ad_core.model.layers import CausalLayer, ParallelLayer, ResidualLinear, RmsNorm
 from gr4ad_core.model.packed_linear import pack_linears
 
 __all__ = ["Context", "LazyAr", "LazyArConfig", "TokenOutputs"]
@@ -68,6 +69,27 @@ class Fuse(nn.Module):
         fused: Tensor = self.output(torch.cat([m * self.gate(s), s], dim=-1))
         return fused
 
+    def of_tokens(self, s: Tensor) -> Tensor:
+        """Return what depends on the token alone, `[..., 2D]`: its gate, and its part of the fused state."""
+        return torch.cat([self.gate(s), linear(s, self.output.weight[:, s.shape[-1] :])], dim=-1)
+
+
+class TabledFuse(nn.Module):
+    """Takes the place of a `Fuse` that is not trained any more: what depends on a token alone is made once a token."""
+
+    def __init__(self, fuse: Fuse) -> None:
+        """Take the columns of W_f that multiply the gated state."""
+        super().__init__()
+        width = fuse.gate.in_features
+        self.output = ResidualLinear(width, width, dropout=0.0)
+        self.output.weight = nn.Parameter(fuse.output.weight.detach()[:, :width].contiguous())
+
+    def forward(self, m: Tensor, of_token: Tensor) -> Tensor:
+        """Fuse `[..., D]` with what `Fuse.of_tokens` made of the token, `[..., 2D]`; the shapes broadcast."""
+        gate, added = of_token.chunk(2, dim=-1)
+        fused: Tensor = self.output(m * gate, added)
+        return fused
+
 
 class LazyAr(nn.Module):
     """The generative model: reads a user's history, writes the SID of an ad token by token, then values it."""
@@ -83,12 +105,14 @@ class LazyAr(nn.Module):
         d = config.d_model
         self.config = config
         self.sid_embedding = SidEmbedding(config.level_sizes, d)
+        self.fusing_embedding: SidEmbedding | None = None
+        """What `fuse` takes of a token, where that is not its embedding; a served policy's."""
         self.context_processor = ContextProcessor(config)
         self.position = nn.Parameter(torch.empty(config.n_levels + 1, d))
         self.bos = nn.Parameter(torch.empty(d))
         self.trunk = nn.ModuleList(ParallelLayer(config) for _ in range(config.n_lazy))
         self.trunk_norm = RmsNorm(d)
-        self.fuse = Fuse(d)
+        self.fuse: Fuse | TabledFuse = Fuse(d)
         self.decoder = nn.ModuleList(CausalLayer(config) for _ in range(config.n_layers - config.n_lazy))
         self.final_norm = RmsNorm(d)
         self.head = None if config.tied_heads else SidEmbedding(config.level_sizes, d)
@@ -139,6 +163,7 @@ class LazyAr(nn.Module):
             raise ValueError(f"compute_type: {compute_type}: give one of {of_torch}")
         if compute_type == torch.int8 and self.device.type != "cpu":
             raise ValueError(f"compute_type: torch.int8 on {self.device}: give torch.bfloat16, int8 is for the CPU")
+        self._tabulate_tokens()
         if compute_type != torch.float32:
             for name, module in self.named_children():
                 if name not in ("final_norm", "head", "ecpm_head"):
@@ -149,6 +174,15 @@ class LazyAr(nn.Module):
         for part in (self.context_processor, self.trunk, self.fuse, self.decoder):
             pack_linears(part)
         return self.eval()
+
+    def _tabulate_tokens(self) -> None:
+        assert isinstance(self.fuse, Fuse)
+        with torch.no_grad():
+            self.fusing_embedding = copy.deepcopy(self.sid_embedding)
+            of_tokens = self.fuse.of_tokens(self.sid_embedding.table.weight)
+            self.fusing_embedding.table = nn.Embedding(len(of_tokens), of_tokens.shape[1], _weight=of_tokens)
+            self.bos = nn.Parameter(self.fuse.of_tokens(self.bos))
+        self.fuse = TabledFuse(self.fuse)
 
     # --- once per request ---------------------------------------------------------------------------------------------
 
@@ -162,6 +196,10 @@ class LazyAr(nn.Module):
         for layer, block in enumerate(self.trunk):
             m_BPD = block(m_BPD, *self._keys_values(shared, layer))
         return Context(shared=shared, trunk_BPD=self.trunk_norm(m_BPD))
+
+    @property
+    def _fusing(self) -> SidEmbedding:
+        return self.fusing_embedding or self.sid_embedding
 
     def _keys_values(self, shared: SharedKeysValues, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         group = self.config.kv_group(layer)
@@ -181,7 +219,7 @@ class LazyAr(nn.Module):
         """
         batch, n_paths, _ = sids_BNT.shape
         bos_BN1D = self.bos.expand(batch, n_paths, 1, -1)
-        s_BNPD = self.dropout(torch.cat([bos_BN1D, self.sid_embedding(sids_BNT)], dim=2))
+        s_BNPD = self.dropout(torch.cat([bos_BN1D, self._fusing(sids_BNT)], dim=2))
         x_BNPD = self.fuse(context.trunk_BPD[:, None], s_BNPD)
         for layer, block in enumerate(self.decoder, start=self.config.n_lazy):
             x_BNPD = block(x_BNPD, *self._keys_values(context.shared, layer))
@@ -256,8 +294,8 @@ class LazyAr(nn.Module):
         if previous_BW is None:
             s_BWD = self.bos.expand(context.batch_size, 1, -1)
         else:
-            s_BWD = self.sid_embedding.of_level(position - 1, previous_BW)
-        x_BWD = self.fuse(context.trunk_BPD[:, position, None].expand_as(s_BWD), s_BWD)
+            s_BWD = self._fusing.of_level(position - 1, previous_BW)
+        x_BWD = self.fuse(context.trunk_BPD[:, position, None], s_BWD)
         for index, block in enumerate(self.decoder):
             keys_values = self._keys_values(context.shared, self.config.n_lazy + index)
             x_BWD = block.step(x_BWD, partial(remember, index), *keys_values)  # type: ignore[operator]

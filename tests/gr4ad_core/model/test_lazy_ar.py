@@ -7,7 +7,7 @@ import torch
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_core.model.int8_linear import Int8Linear
-from gr4ad_core.model.lazy_ar import Fuse, LazyAr
+from gr4ad_core.model.lazy_ar import Fuse, LazyAr, TabledFuse
 from gr4ad_core.model.packed_linear import PackedLinear, PackedSwiGlu, can_pack
 from torch import nn
 
@@ -52,7 +52,7 @@ def test_laid_out_for_serving_the_model_computes_the_same(config: LazyArConfig) 
     packed = (PackedLinear, PackedSwiGlu)
     linears = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     left = {name for name, module in served.named_modules() if isinstance(module, nn.Linear)}
-    assert left == ({"ecpm_head"} if can_pack(model.bos) else linears)
+    assert left == ({"ecpm_head"} if can_pack(model.bos) else linears - {"fuse.gate"})
     assert any(isinstance(module, packed) for module in served.modules()) == can_pack(model.bos)
 
 
@@ -154,6 +154,7 @@ def test_fuse_is_the_papers_formula() -> None:
     m, s = torch.randn(4), torch.randn(4)
     expected = fuse.output.weight @ torch.cat([m * (fuse.gate.weight @ s), s])
     torch.testing.assert_close(fuse(m, s), expected)
+    torch.testing.assert_close(TabledFuse(fuse)(m, fuse.of_tokens(s)), expected, **CLOSE)
 
 
 def test_log_prob_of_a_sid_sums_its_tokens() -> None:

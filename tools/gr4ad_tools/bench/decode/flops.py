@@ -25,7 +25,7 @@ def decode_flops(config: LazyArConfig, batch: int, events: int, widths: tuple[in
     parallel = 2 * d * d + 2 * context * d + 3 * d * config.d_ff
     trunk = (config.n_levels + 1) * config.n_lazy * parallel
     causal = 4 * d * d + parallel
-    fuse = 3 * d * d
+    fuse = d * d  # what depends on the token alone is looked up
     beams = (1, *widths[:-1])
     decoder = sum(beams) * (fuse + (config.n_layers - config.n_lazy) * causal)
     heads = sum(width * size * d for width, size in zip(beams, config.level_sizes, strict=True))
