@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
 
 from ad_generator.batch_plan import Demand, Limits, batch_size, fitting
 from ad_generator.cost_model import Costs
-
-PROMISE: Final = 0.9
-"""Share of its time in which a request must be answerable, but for rare errors of the costs, to be taken in; widths
-narrow first (`batch_plan.AIM`)."""
 
 
 def excess_wait(
@@ -19,8 +14,8 @@ def excess_wait(
     """Return by how much a newcomer's queue is too long, at the narrowest widths.
 
     Requests go by deadline, the earliest first, in batches as `plan_batch` makes them, once the call under way is over.
-    The newcomer is to be answered within `PROMISE` of its time even if all takes longer than expected by the margin of
-    the costs, and no one else is to be late for its sake.
+    The newcomer is to be answered in its time even if all takes longer than expected by the margin of the costs, and no
+    one else is to be late for its sake. Widths narrow before anyone is refused (`batch_plan.AIM`).
 
     Args:
         queue: The waiting requests.
@@ -40,7 +35,7 @@ def excess_wait(
     at = now + max(0.0, busy_s)
     ends = _ends(ordered, at, limits, costs)
     place = next(place for place, demand in enumerate(ordered) if demand is newcomer)
-    own_s = costs.margin * (ends[place] - now) - PROMISE * (newcomer.deadline - now)
+    own_s = costs.margin * (ends[place] - now) - (newcomer.deadline - now)
     if own_s > 0 or place == len(queue):
         return own_s
     del ends[place]

@@ -2,12 +2,13 @@
 
 The control law (method.md §4, TABS). Requests go by deadline, the earliest first, in batches. At scale s the batches in
 front of a request and its own take A + S·s seconds, from the cost model; s is the largest for which every waiting
-request would be answered within half of the time it has left. So s is a falling function of the queue, and the rate of
-service a falling function of s: the longer the queue, the faster it shrinks, with nothing summed up over time that
-could overshoot. The queue settles where service equals arrivals, at half of the budget; the other half is for what
-predictions miss. Above 1, s is the largest that leaves `IDLE_SHARE` of the capacity unused, from the rate of arrivals.
-Callers that wait for their answer before they ask again keep few requests waiting however fast they are served: as long
-as those few fit into their budgets, their widths stay as they are.
+request would be answered within half of the time it has left, even if all took longer by the margin of the costs. So s
+is a falling function of the queue, and the rate of service a falling function of s: the longer the queue, the faster it
+shrinks, with nothing summed up over time that could overshoot. The queue settles where service equals arrivals, at half
+of the budget; the other half is for who arrives as a call begins, and must wait for its end. Above 1, s is the largest
+that leaves `IDLE_SHARE` of the capacity unused, from the rate of arrivals. Callers that wait for their answer before
+they ask again keep few requests waiting however fast they are served: as long as those few fit into their budgets,
+their widths stay as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from gr4ad_core.decoding.beam_schedule import AS_SCHEDULED, Allowance, BeamScale
 from ad_generator.cost_model import CallSize, Costs
 
 AIM: Final = 0.5
-"""Share of the time left in which a request is to be answered; the rest is for what predictions miss."""
+"""Share of the time left in which a request is to be answered, but for rare errors of the costs: who arrives as a call
+begins has time for that call, then, and for its own."""
 IDLE_SHARE: Final = 0.5
 """Share of the capacity that stays unused where widths are raised."""
 
@@ -187,7 +189,7 @@ def _allowances(demands: Sequence[Demand], now: float, max_size: int, costs: Cos
         size = batch_size(batch, 1.0)
         fixed_s += costs.call_s * size.searches + costs.request_s * size.requests
         scaled_s += costs.beam_s * size.beams
-        yield Allowance(AIM * (batch[0].deadline - now), fixed_s, scaled_s)
+        yield Allowance(AIM / costs.margin * (batch[0].deadline - now), fixed_s, scaled_s)
 
 
 @lru_cache(maxsize=4096)

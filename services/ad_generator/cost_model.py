@@ -10,6 +10,7 @@ moderately longer.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -29,6 +30,9 @@ LEAST_ERROR: Final = 0.05
 LEAST_SHARE: Final = 1e-3
 """No coefficient falls below this share of the one before any data."""
 LARGEST_MARGIN: Final = 1.0
+TAIL_CALLS: Final = 100
+"""Latest calls from which the error that is seldom exceeded is read: where the machine has too much to do, a few calls
+take far longer than the mean error tells."""
 
 
 class CallSize(NamedTuple):
@@ -54,6 +58,8 @@ class Costs:
     """Of each beam of each request."""
     error: float = 0.0
     """Running mean of the relative error of predictions."""
+    tail: float = 0.0
+    """By which share of the prediction the second slowest of the last `TAIL_CALLS` calls was late."""
 
     def predict(self, size: CallSize) -> float:
         """Return the expected duration, in seconds."""
@@ -62,7 +68,7 @@ class Costs:
     @property
     def margin(self) -> float:
         """Factor from the expected duration to one that is seldom exceeded."""
-        return 1.0 + min(LARGEST_MARGIN, 2.0 * self.error)
+        return 1.0 + min(LARGEST_MARGIN, max(2.0 * self.error, self.tail))
 
 
 PRIOR: Final = Costs(call_s=2e-3, request_s=5e-4, beam_s=5e-6)
@@ -79,6 +85,7 @@ class CostModel:
         self._relative_3 = np.ones(3)
         self._information_33 = 0.1 * np.eye(3)
         self._calls = 0
+        self._errors: deque[float] = deque(maxlen=TAIL_CALLS)
         self.costs = Costs(prior.call_s, prior.request_s, prior.beam_s, error=1.0)
         """The latest."""
 
@@ -95,6 +102,7 @@ class CostModel:
         expected_s = self.costs.predict(size)
         error = float(duration_s / expected_s - 1.0)
         self._calls += 1
+        self._errors.append(error)
         allowed = OUTLIER * max(self.costs.error, LEAST_ERROR)
         self._correct(
             self._unit_3 * np.array([size.searches, size.requests, size.beams], np.float64) / expected_s,
@@ -103,7 +111,7 @@ class CostModel:
         weight = max(ERROR_MEMORY, 1.0 / (1 + self._calls))
         running = (1.0 - weight) * self.costs.error + weight * min(abs(error), 1.0)
         call_s, request_s, beam_s = (self._relative_3 * self._unit_3).tolist()
-        self.costs = Costs(call_s, request_s, beam_s, error=running)
+        self.costs = Costs(call_s, request_s, beam_s, error=running, tail=max(0.0, sorted(self._errors)[-2:][0]))
         return error
 
     def _correct(self, x_3: NDArray[np.float64], residual: float) -> None:

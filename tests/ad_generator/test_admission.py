@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from ad_generator.admission import PROMISE, excess_wait
+from ad_generator.admission import excess_wait
 from ad_generator.batch_plan import Demand, Limits, plan_batch
 from ad_generator.cost_model import CallSize, Costs
 from hypothesis import assume, given
@@ -27,17 +27,15 @@ def test_without_a_queue_everyone_is_taken_in() -> None:
     assert excess_wait([], demand(1e-9), 0.0, 0.0, LIMITS, COSTS) == 0.0
 
 
-def test_the_excess_is_the_wait_beyond_the_promise() -> None:
+def test_the_excess_is_the_wait_beyond_the_newcomers_time() -> None:
     queue = [demand(5.0) for _ in range(7)]
     newcomer = demand(5.0)
-    assert excess_wait(queue, newcomer, 0.0, 0.01, LIMITS, COSTS) == pytest.approx(
-        0.01 + full_batches_s(2) - PROMISE * 5.0
-    )
+    assert excess_wait(queue, newcomer, 0.0, 0.01, LIMITS, COSTS) == pytest.approx(0.01 + full_batches_s(2) - 5.0)
 
 
 def test_a_call_that_is_overdue_may_end_any_moment() -> None:
     queue = [demand(5.0) for _ in range(3)]
-    assert excess_wait(queue, demand(5.0), 0.0, -1.0, LIMITS, COSTS) == pytest.approx(full_batches_s(1) - PROMISE * 5.0)
+    assert excess_wait(queue, demand(5.0), 0.0, -1.0, LIMITS, COSTS) == pytest.approx(full_batches_s(1) - 5.0)
 
 
 def test_who_would_make_another_late_is_not_taken_in() -> None:

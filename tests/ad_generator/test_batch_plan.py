@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from ad_generator.batch_plan import AIM, BatchPlan, Demand, Limits, batch_size, fitting, offered_load, plan_batch
@@ -135,20 +136,23 @@ def widest_in_time(queue: Sequence[Demand], now: float, limits: Limits, costs: C
             batch = ordered[start : start + limits.max_size]
             beams = step * SCALE_STEP * sum(sum(each.scheduled) for each in batch)
             at += costs.call_s + costs.request_s * len(batch) + costs.beam_s * beams
-            in_time = in_time and all(at - now <= AIM * (each.deadline - now) + 1e-12 for each in batch)
+            in_time = in_time and all(
+                costs.margin * (at - now) <= AIM * (each.deadline - now) + 1e-12 for each in batch
+            )
         if in_time:
             return step * SCALE_STEP
     return limits.scale_min
 
 
-@given(st.lists(st.floats(1.03, 2.0), min_size=1, max_size=30), st.integers(1, 9))
-def test_the_scale_is_the_widest_that_is_in_time(deadlines: list[float], max_size: int) -> None:
+@given(st.lists(st.floats(1.03, 2.0), min_size=1, max_size=30), st.integers(1, 9), st.floats(0, 1))
+def test_the_scale_is_the_widest_that_is_in_time(deadlines: list[float], max_size: int, tail: float) -> None:
+    costs = replace(COSTS, tail=tail)
     queue = [demand(0.0, deadline) for deadline in deadlines]
     limits = Limits(max_size, 0.0, 0.25, 1.6)
-    found = plan(queue, now=1.0, limits=limits, costs=COSTS)
+    found = plan(queue, now=1.0, limits=limits, costs=costs)
     left = [queue[p] for p in range(len(queue)) if p not in found.hopeless]
-    assert found.scale.factor == pytest.approx(widest_in_time(left, 1.0, limits, COSTS), abs=SCALE_STEP * 1.01)
-    assert found.scale.factor <= widest_in_time(left, 1.0, limits, COSTS) + 1e-9
+    assert found.scale.factor == pytest.approx(widest_in_time(left, 1.0, limits, costs), abs=SCALE_STEP * 1.01)
+    assert found.scale.factor <= widest_in_time(left, 1.0, limits, costs) + 1e-9
 
 
 @given(st.lists(demands, min_size=1, max_size=9), st.floats(0, 1), st.floats(0.25, 1.6), some_costs)

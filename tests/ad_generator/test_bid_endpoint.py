@@ -227,10 +227,10 @@ async def test_a_full_queue_is_a_no_bid_at_once(neighbours: Neighbours) -> None:
             assert [len(bids_of((await call)[1])) for call in waiting] == [5]
 
 
-async def test_a_request_whose_tmax_is_over_in_the_queue_is_answered_before_its_batch(neighbours: Neighbours) -> None:
+async def test_a_request_whose_tmax_suffices_for_no_search_is_answered_before_its_batch(neighbours: Neighbours) -> None:
     async with run_ready_generator(neighbours, max_batch_wait_us=1_000_000) as suite:
         async with exchange(suite.model.bid) as ssp:
-            calls = [asyncio.create_task(ssp.post(bid_request(tmax=tmax))) for tmax in (10_000, 100)]
+            calls = [asyncio.create_task(ssp.post(bid_request(tmax=tmax))) for tmax in (10_000, 21)]
             done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             assert [call.result() for call in done] == [(200, {"id": "auction", "nbr": 15})]
             (answer,) = [(await call)[1] for call in waiting]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ad_generator.cost_model import PRIOR, CallSize, CostModel, Costs
+from ad_generator.cost_model import PRIOR, TAIL_CALLS, CallSize, CostModel, Costs
 
 WIDTH = 224
 LAWS = [Costs(5.5e-3, 6e-4, 7.8e-6), Costs(1e-3, 1e-4, 1e-6), Costs(2e-2, 1e-3, 1e-4), Costs(4e-3, 1e-6, 1e-8)]
@@ -97,3 +97,21 @@ def test_before_any_call_the_prior_counts_with_a_wide_margin() -> None:
     costs = CostModel().costs
     assert (costs.call_s, costs.request_s, costs.beam_s) == (PRIOR.call_s, PRIOR.request_s, PRIOR.beam_s)
     assert costs.margin == 2.0
+
+
+def test_a_few_slow_calls_among_many_widen_the_margin_until_they_are_long_past() -> None:
+    model, size = CostModel(), CallSize(1, 4, 900)
+    law = LAWS[0]
+    for _ in range(300):
+        model.observe(size, law.predict(size))
+    assert model.costs.margin == pytest.approx(1.0, abs=0.02)
+    model.observe(size, 1.7 * law.predict(size))
+    assert model.costs.tail < 0.05  # one alone may be chance
+    for _ in range(20):
+        model.observe(size, law.predict(size))
+    model.observe(size, 1.6 * law.predict(size))
+    assert model.costs.margin == pytest.approx(1.6, abs=0.1)
+    assert 2.0 * model.costs.error < 0.3  # the mean error does not tell
+    for _ in range(TAIL_CALLS):
+        model.observe(size, law.predict(size))
+    assert model.costs.margin == pytest.approx(1.0, abs=0.05)
