@@ -10,6 +10,7 @@ moderately longer.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -110,8 +111,9 @@ class CostModel:
         )
         weight = max(ERROR_MEMORY, 1.0 / (1 + self._calls))
         running = (1.0 - weight) * self.costs.error + weight * min(abs(error), 1.0)
+        tail = heapq.nlargest(2, [0.0, 0.0, *self._errors])[1]
         call_s, request_s, beam_s = (self._relative_3 * self._unit_3).tolist()
-        self.costs = Costs(call_s, request_s, beam_s, error=running, tail=max(0.0, sorted(self._errors)[-2:][0]))
+        self.costs = Costs(call_s, request_s, beam_s, error=running, tail=tail)
         return error
 
     def _correct(self, x_3: NDArray[np.float64], residual: float) -> None:
