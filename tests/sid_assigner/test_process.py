@@ -33,7 +33,8 @@ async def test_killed_and_started_again_it_holds_whole_batches_and_drains(
             first.kill()
             await asyncio.gather(*sending)
         async with process(settings, port) as second:
-            stream = stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True))
+            # The channel may still be waiting before it tries the server again, which it lost.
+            stream = stub.ReadCatalog(sid_pb2.ReadCatalogRequest(until_current=True), wait_for_ready=True)
             known = {entry.ad_id async for part in stream for entry in part.entries}
             for request in requests:
                 held = sum(ad.ad_id in known for ad in request.ads)
