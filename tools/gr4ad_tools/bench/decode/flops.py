@@ -8,8 +8,8 @@ from gr4ad_core.model.config import LazyArConfig
 def decode_flops(config: LazyArConfig, batch: int, events: int, widths: tuple[int, ...]) -> int:
     """Count the floating-point operations of all matrix products from histories to SIDs, a multiply-add as two.
 
-    Counted are the context processor's projections, the trunk, the fusion, the autoregressive layers, both products of
-    the attention to the context, and the heads over full vocabularies. Not counted are sums and products by element,
+    Counted are the context processor's projections, the trunk, the fusion's product with the state, the autoregressive
+    layers, both products of the attention to the context, and the heads over full vocabularies. Not counted are sums and products by element,
     among them the attention to a beam's own path of a handful of positions, norms, softmax, sorting, and the eCPM step.
 
     Args:
