@@ -11,6 +11,7 @@ from typing import Final
 import grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_runtime import channels
+from gr4ad_runtime.back_off import back_off
 from gr4ad_runtime.channels import reconnect
 from gr4ad_runtime.errors import FailedPreconditionError
 from gr4ad_runtime.log import get_logger
@@ -75,6 +76,7 @@ class CatalogMirror:
     async def run(self) -> None:
         """Follow the feed until cancelled."""
         while True:
+            wait_s = AFTER_FAILURE_S
             parts = reconnect(
                 self._read, name="catalogue", silence_s=LONGEST_SILENCE_S, longest_wait_s=2.0, final=FINAL
             )
@@ -87,9 +89,10 @@ class CatalogMirror:
             except grpc.aio.AioRpcError as error:
                 self._resume_at = 0
                 if error.code() is grpc.StatusCode.OUT_OF_RANGE:
-                    continue  # not the store that the cursor came from
-                self._fail(f"{error.code().name}: {error.details()}")
-            await asyncio.sleep(AFTER_FAILURE_S)
+                    wait_s = 0.0  # not the store that the cursor came from
+                else:
+                    self._fail(f"{error.code().name}: {error.details()}")
+            await back_off(wait_s)
 
     def _read(self) -> AsyncIterable[sid_pb2.ReadCatalogResponse]:
         if self._resume_at == 0:

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
-from gr4ad_runtime.channels import back_off
+from gr4ad_runtime.back_off import back_off
 from gr4ad_runtime.log import get_logger
 
 log = get_logger(__name__)

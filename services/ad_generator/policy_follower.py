@@ -10,7 +10,8 @@ from typing import Final
 
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
 from gr4ad_runtime import semconv
-from gr4ad_runtime.channels import back_off, reconnect
+from gr4ad_runtime.back_off import back_off
+from gr4ad_runtime.channels import reconnect
 from gr4ad_runtime.errors import FailedPreconditionError, Gr4adError
 from gr4ad_runtime.log import get_logger
 from gr4ad_runtime.telemetry import context_of, tracer

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import TypeVar
 
 import grpc
 
+from gr4ad_runtime.back_off import back_off
 from gr4ad_runtime.client_interceptors import StreamCallInterceptor, UnaryCallInterceptor
 from gr4ad_runtime.log import get_logger
 
@@ -74,19 +74,6 @@ def open_channel(address: str, *, deadline_s: float = DEFAULT_DEADLINE_S) -> grp
         ],
         interceptors=[UnaryCallInterceptor(deadline_s), StreamCallInterceptor()],
     )
-
-
-async def back_off(wait_s: float) -> None:
-    """Wait before the next attempt: half of `wait_s` to all of it, so that clients do not come back together.
-
-    Raises:
-        asyncio.CancelledError: This task was asked to end. A call that fails at the same moment tells its own failure
-            and hides that, so that a loop of attempts would go on for ever.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-    await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
 
 
 async def reconnect(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import random
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -15,6 +13,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
 
+from gr4ad_runtime.back_off import back_off
 from gr4ad_runtime.database_errors import database_error
 from gr4ad_runtime.errors import InvalidArgumentError
 from gr4ad_runtime.log import get_logger
@@ -172,10 +171,10 @@ class Database:
                         if not heard:
                             yield ""
             except psycopg.Error as error:
-                wait_s = min(LONGEST_RECONNECT_SECONDS, 0.1 * 2.0**attempt) * random.uniform(0.5, 1.0)
+                wait_s = min(LONGEST_RECONNECT_SECONDS, 0.1 * 2.0**attempt)
                 attempt = min(attempt + 1, 8)
                 _log.warning("listening lost", channel=channel, reason=str(error).strip(), wait_s=round(wait_s, 3))
-                await asyncio.sleep(wait_s)
+                await back_off(wait_s)
 
     async def close(self) -> None:
         """Close the pool."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import grpc
-from gr4ad_runtime.channels import back_off
+from gr4ad_runtime.back_off import back_off
 from gr4ad_runtime.errors import FailedPreconditionError, ResourceExhaustedError, UnavailableError
 from gr4ad_runtime.log import get_logger
 

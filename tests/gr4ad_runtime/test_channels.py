@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 import grpc
 import pytest
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
-from gr4ad_runtime.channels import DEFAULT_DEADLINE_S, back_off, open_channel, reconnect
+from gr4ad_runtime.back_off import back_off
+from gr4ad_runtime.channels import DEFAULT_DEADLINE_S, open_channel, reconnect
 from gr4ad_runtime.settings import ServiceSettings
 
 from tests.gr4ad_runtime.sample_service import SampleServicer, serving
@@ -104,7 +105,7 @@ async def test_waits_grow_and_start_over_after_a_message(monkeypatch: pytest.Mon
         waits.append(seconds)
 
     monkeypatch.setattr("gr4ad_runtime.channels.asyncio.sleep", sleep)
-    monkeypatch.setattr("gr4ad_runtime.channels.random.uniform", lambda low, high: high)
+    monkeypatch.setattr("gr4ad_runtime.back_off.random.uniform", lambda low, high: high)
     scripts = [[], [], [], ["message"], [], []]
 
     async def stream() -> AsyncIterator[str]:
@@ -148,7 +149,7 @@ async def test_waits_between_attempts_differ(monkeypatch: pytest.MonkeyPatch) ->
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("gr4ad_runtime.channels.asyncio.sleep", sleep)
+    monkeypatch.setattr("gr4ad_runtime.back_off.asyncio.sleep", sleep)
     for _ in range(50):
         await back_off(2.0)
     assert 1.0 <= min(waits) < 1.3 < 1.7 < max(waits) <= 2.0

@@ -13,7 +13,8 @@ import grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.sid.codebook import Codebook
 from gr4ad_runtime.app import Lifecycle, bind, drain, make_server
-from gr4ad_runtime.channels import back_off, open_channel
+from gr4ad_runtime.back_off import back_off
+from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.db import Database
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from sid_assigner.__main__ import build

@@ -16,7 +16,8 @@ import grpc
 import pytest
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
 from gr4ad_core.sid.codebook import Codebook
-from gr4ad_runtime.channels import back_off, open_channel
+from gr4ad_runtime.back_off import back_off
+from gr4ad_runtime.channels import open_channel
 from gr4ad_runtime.db import Database
 from gr4ad_runtime.errors import UnavailableError
 from gr4ad_tools.embedded_postgres import EmbeddedPostgres

@@ -19,7 +19,8 @@ from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import DataFolderError, Item, read_items
 from gr4ad_core.learning.embedding import EncoderFolderError, HuggingFaceEncoder
 from gr4ad_core.sid.ad_content import render
-from gr4ad_runtime.channels import back_off, open_channel
+from gr4ad_runtime.back_off import back_off
+from gr4ad_runtime.channels import open_channel
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.duration_pb2 import Duration
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
 from gr4ad.sid.v1 import sid_pb2, sid_pb2_grpc
+from gr4ad_runtime.back_off import back_off
 
 from gr4ad_tools.tracker import AWAY
 
@@ -141,4 +142,4 @@ async def run_pacing(
     while True:
         if await patiently(change):
             return counts
-        await asyncio.sleep(every_s)
+        await back_off(every_s)

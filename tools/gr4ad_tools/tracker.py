@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import grpc
 from google.protobuf import timestamp_pb2
 from gr4ad.reward.v1 import reward_pb2, reward_pb2_grpc
-from gr4ad_runtime.channels import back_off
+from gr4ad_runtime.back_off import back_off
 from gr4ad_runtime.telemetry import tracer
 from opentelemetry.trace import format_trace_id
 

@@ -14,7 +14,8 @@ from typing import Annotated, Any, TypeVar
 import grpc
 import typer
 from gr4ad.training.v1 import training_pb2, training_pb2_grpc
-from gr4ad_runtime.channels import back_off, open_channel
+from gr4ad_runtime.back_off import back_off
+from gr4ad_runtime.channels import open_channel
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
