@@ -9,8 +9,9 @@ def decode_flops(config: LazyArConfig, batch: int, events: int, widths: tuple[in
     """Count the floating-point operations of all matrix products from histories to SIDs, a multiply-add as two.
 
     Counted are the context processor's projections, the trunk, the fusion's product with the state, the autoregressive
-    layers, both products of the attention to the context, and the heads over full vocabularies. Not counted are sums and products by element,
-    among them the attention to a beam's own path of a handful of positions, norms, softmax, sorting, and the eCPM step.
+    layers, both products of the attention to the context, and the heads over full vocabularies. Not counted are sums
+    and products by element, among them the attention to a beam's own path of a handful of positions, norms, softmax,
+    sorting, and the eCPM step.
 
     Args:
         config: Shape of the model.
