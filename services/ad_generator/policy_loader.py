@@ -11,6 +11,7 @@ from gr4ad.training.v1 import training_pb2
 from gr4ad.type.v1 import type_pb2
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.errors import DataLossError, InvalidArgumentError, NotFoundError, UnavailableError, shorten
+from gr4ad_runtime.log import get_logger
 
 from ad_generator.engine import LoadedPolicy
 from ad_generator.policy_messages import WorkerSettings
@@ -19,6 +20,8 @@ from ad_generator.policy_process import PolicyProcess, PolicyRefusedError
 KEPT_POLICIES: Final = 4
 """Folders kept in the cache, the latest used: a roll-back to one of them needs no artifact store."""
 SHA256: Final = re.compile("[0-9a-f]{64}")
+
+log = get_logger(__name__)
 
 
 class PolicyLoader:
@@ -100,6 +103,14 @@ class PolicyLoader:
         except PolicyRefusedError:
             process.close()
             raise
+        if not process.in_hardware:
+            log.warning(
+                "compute_type_emulated",
+                device=self._device,
+                compute_type=self._compute_type,
+                reason="this device does not multiply numbers of that type: a call takes ten times as long or more",
+                remedy="set GR4AD_COMPUTE_TYPE to float32, or let the generator run where the processor has them",
+            )
         return LoadedPolicy(ref, process)
 
     def _check(self, process: PolicyProcess, ref: type_pb2.PolicyRef) -> None:

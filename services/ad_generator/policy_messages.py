@@ -36,6 +36,8 @@ class Loaded:
 
     policy_id: str
     level_sizes: tuple[int, ...]
+    in_hardware: bool
+    """Whether the device multiplies numbers of the compute type itself."""
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,8 @@ class PolicyProcess:
         """Name in the checkpoint."""
         self.level_sizes = loaded.level_sizes
         """Codebook size of every level."""
+        self.in_hardware = loaded.in_hardware
+        """Whether its device multiplies numbers of its compute type itself."""
 
     @property
     def pid(self) -> int:

@@ -27,6 +27,7 @@ from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
 from gr4ad_core.decoding.constraints import DeviceTrie, TorchTrie
 from gr4ad_core.decoding.memory import keep_freed_memory
 from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
+from gr4ad_core.model.compute_type import in_hardware
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_core.model.lazy_ar import LazyAr
 from gr4ad_core.sid.trie import LiveTrie
@@ -153,7 +154,8 @@ def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettin
         connection.send(Failed(f"{type(error).__name__}: {error}"))
         return None
     gc.freeze()  # modules and weights stay: searching them for garbage would hold up model calls
-    connection.send(Loaded(manifest.policy_id, model.config.level_sizes))
+    fast = in_hardware(compute_type, model.device)
+    connection.send(Loaded(manifest.policy_id, model.config.level_sizes, fast))
     return worker
 
 

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import grpc
 import pytest
+import torch
 from ad_generator.policy_loader import KEPT_POLICIES, PolicyLoader
 from gr4ad.generation.v1 import generation_pb2
 from gr4ad.training.v1 import training_pb2
+from gr4ad_core.model.compute_type import in_hardware
 from gr4ad_runtime.artifacts import ArtifactStore
 from gr4ad_runtime.errors import UnavailableError
+from structlog.testing import capture_logs
 
 from tests.ad_generator.neighbours import PAUSED, Catalogue, eventually
 from tests.ad_generator.policies import CODEBOOK, publish
@@ -245,6 +248,21 @@ async def test_a_cache_that_cannot_be_written_is_named(neighbours: Neighbours, t
     loader = PolicyLoader(ArtifactStore(neighbours.store_url), tmp_path / "file" / "cache", "cpu", "float32", 1, 3)
     with pytest.raises(UnavailableError, match=f"policy_cache: {tmp_path}.*GR4AD_POLICY_CACHE"):
         loader.load(publish(neighbours.store_url, "second", seed=2))
+
+
+@pytest.mark.parametrize("compute_type", ["float32", "bfloat16", "int8"])
+def test_a_type_that_the_processor_only_emulates_is_warned_of(
+    compute_type: str, artifact_store_url: str, tmp_path: Path
+) -> None:
+    loader = PolicyLoader(ArtifactStore(artifact_store_url), tmp_path / "cache", "cpu", compute_type, 1, 3)
+    with capture_logs() as logs:
+        loaded = loader.load(publish(artifact_store_url, "second", seed=2))
+    loaded.process.close()
+    warnings = [entry for entry in logs if entry["event"] == "compute_type_emulated"]
+    assert bool(warnings) is not in_hardware(getattr(torch, compute_type), torch.device("cpu"))
+    for warning in warnings:
+        assert (warning["compute_type"], warning["log_level"]) == (compute_type, "warning")
+        assert "GR4AD_COMPUTE_TYPE" in warning["remedy"]
 
 
 async def test_a_policy_that_crashes_its_loader_is_refused(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

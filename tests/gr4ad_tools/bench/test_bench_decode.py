@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from gr4ad_core.model import packed_linear
+from gr4ad_core.model.compute_type import in_hardware
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_tools.bench import app
 from gr4ad_tools.bench.decode import turns
-from gr4ad_tools.bench.decode.comparisons import lower_precision
+from gr4ad_tools.bench.decode.comparisons import lower_types
 from gr4ad_tools.bench.decode.exact_search import ExactSearch
 from gr4ad_tools.bench.decode.flops import decode_flops
 from gr4ad_tools.bench.decode.plain_search import Tricks, plain_beam_search
@@ -100,7 +101,7 @@ def test_every_variant_finds_what_the_engine_finds(tricks: Tricks, n_lazy: int, 
 
 def test_lists_in_lower_precision_are_nearly_those_in_float32() -> None:
     work = workload()
-    models = lower_precision(work)
+    models = {kind: work.served(each) for kind, each in lower_types(work).items()}
     assert set(models) == {"bf16", "int8"}
     for kind, least in (("bf16", 0.95), ("int8", 0.9)):
         shares = []
@@ -189,12 +190,16 @@ def test_the_command_prints_figures_and_keeps_them(device: str, tmp_path: Path) 
     result = CliRunner().invoke(app, [*SMALL, "--device", device, "--json", "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    ratios = {"lazyar", "growing", "shared_kv", "precut", "control", "total", "hf_generate", "bf16"}
-    expected = {f"{name}_ratio" for name in ratios} | {"gemm_share_f32", "gemm_share_bf16", "single_ms", "ecpm_step_ms"}
-    expected |= {"beams_80_over_5", "ads_4e3_over_1e3", "ms_events_16", "ms_layers_4", "overlap_f32", "overlap_bf16"}
-    if device == "cpu":
-        expected |= {"int8_ratio", "int8_batch_ms", "overlap_int8"}
+    ratios = {"lazyar", "growing", "shared_kv", "precut", "control", "total", "hf_generate"}
+    expected = {f"{name}_ratio" for name in ratios} | {"gemm_share_f32", "single_ms", "ecpm_step_ms"}
+    lower = lower_types(workload(device=device))
+    expected |= {f"overlap_{kind}" for kind in lower}
+    expected |= {"beams_80_over_5", "ads_4e3_over_1e3", "ms_events_16", "ms_layers_4", "overlap_f32"}
+    timed = {kind for kind, each in lower.items() if in_hardware(each, torch.device(device))}
+    expected |= {f"{kind}_ratio" for kind in timed} | {f"{kind}_batch_ms" for kind in timed}
+    expected |= {f"gemm_share_{kind}" for kind in timed - {"int8"}}
     assert expected <= set(document["figures"])
+    assert not any(f"{kind}_ratio" in document["figures"] for kind in lower.keys() - timed)
     assert document["figures"]["overlap_f32"]["value"] == 1.0
     assert document["figures"]["total_ratio"]["n"] == 1
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == document

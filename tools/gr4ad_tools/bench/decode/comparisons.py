@@ -9,6 +9,7 @@ from typing import Final
 
 import torch
 from gr4ad_core.decoding.beam_search import expected_ecpm_of_beams
+from gr4ad_core.model.compute_type import in_hardware
 from gr4ad_core.model.lazy_ar import LazyAr
 from rich.progress import Progress
 
@@ -84,11 +85,12 @@ def _plain(work: Workload, number: int, with_tricks: Tricks) -> object:
 
 
 def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare a request of the plain decoder with a request's share of the engine's batch, in bfloat16 and in float32.
+    """Compare a request of the plain decoder with a request's share of the engine's batch, fastest and in float32.
 
-    The plain decoder has K = 0, decodes one request at a time in float32, flat at the last width, and uses no trick.
+    The engine is fastest in bfloat16 where the device multiplies it itself, in float32 elsewhere. The plain decoder has
+    K = 0, decodes one request at a time in float32, flat at the last width, and uses no trick.
     """
-    half = work.served(torch.bfloat16)
+    fastest = _fastest(work)
     ordinary = work.policy(n_lazy=0)
     flat = (work.setting.widths[-1],) * len(work.setting.widths)
     nothing = Tricks(shared_context=False, path_rows=False, pre_cut=False)
@@ -100,7 +102,7 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
 
     steps: Mapping[str, Step] = {
         "plain": plain,
-        "total_ratio": lambda number: work.decode(number, model=half),
+        "total_ratio": lambda number: work.decode(number, model=fastest),
         "total_f32_ratio": work.decode,
     }
     seconds = in_turn(steps, rounds.paired, bar, "total_ratio")
@@ -111,8 +113,8 @@ def total(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
 
 
 def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
-    """Compare a request of Hugging Face's `generate`, in float32, with a request's share of the engine's batch, in
-    bfloat16 and in float32.
+    """Compare a request of Hugging Face's `generate`, in float32, with a request's share of the engine's batch, at its
+    fastest (see `total`) and in float32.
 
     Returns:
         Nothing where transformers is not installed; the bar says so.
@@ -124,10 +126,10 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
         return {}
     prompts = [t5.prompt(each.sids_BST[0]) for each in work.single_requests]
     beams = work.setting.widths[-1]
-    half = work.served(torch.bfloat16)
+    fastest = _fastest(work)
     steps: Mapping[str, Step] = {
         "generate": lambda number: t5.generate(prompts[number % BATCHES], beams),
-        "hf_generate_ratio": lambda number: work.decode(number, model=half),
+        "hf_generate_ratio": lambda number: work.decode(number, model=fastest),
         "hf_generate_f32_ratio": work.decode,
     }
     seconds = in_turn(steps, rounds.generate, bar, "hf_generate_ratio")
@@ -140,18 +142,21 @@ def generate(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]
 def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     """Hold the engine's rate of matrix products against that of one large product of the same type, in turn.
 
-    On the CPU the engine takes a turn in int8 as well.
+    The engine takes a turn in each type that its device multiplies itself, and the product one in each floating-point
+    type among them.
     """
-    lower = lower_precision(work)
+    types, device = lower_types(work), work.model.device
+    lower = {kind: work.served(each) for kind, each in types.items() if in_hardware(each, device)}
+    if absent := ", ".join(sorted(types.keys() - lower)):
+        bar.console.print(f"{absent}: not timed, this {device.type} does not multiply it itself", style="yellow")
     a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, device=work.setting.device) for _ in range(2))
     a16, b16 = a.bfloat16(), b.bfloat16()
-    steps: Mapping[str, Step] = {
-        "gemm_f32": lambda _: a @ b,
-        "f32": work.decode,
-        "gemm_bf16": lambda _: a16 @ b16,
-        **{kind: partial(work.decode, model=model) for kind, model in lower.items()},
-    }
-    seconds = in_turn(steps, rounds.paired, bar, f"gemm_share and ratios of {', '.join(lower)}")
+    products: dict[str, Step] = {"gemm_f32": lambda _: a @ b}
+    if "bf16" in lower:
+        products["gemm_bf16"] = lambda _: a16 @ b16
+    models = {kind: partial(work.decode, model=model) for kind, model in lower.items()}
+    steps: Mapping[str, Step] = {**products, "f32": work.decode, **models}
+    seconds = in_turn(steps, rounds.paired, bar, "gemm_share and lower precision")
     setting = work.setting
     flops = decode_flops(setting.config, setting.batch, setting.config.max_history, setting.widths)
     found = {"batch_gflop": Figure(flops / 1e9, "GFLOP")}
@@ -159,10 +164,11 @@ def gemm(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
         found |= ratio(f"{kind}_ratio", seconds["f32"], seconds[kind])
         found[f"{kind}_batch_ms"] = median_ms(seconds[kind])
     of_product = 2 * GEMM_SIZE**3
-    for kind in ("f32", "bf16"):
-        rates = [of_product / each / 1e9 for each in seconds[f"gemm_{kind}"]]
+    for product in products:
+        kind = product.removeprefix("gemm_")
+        rates = [of_product / each / 1e9 for each in seconds[product]]
         found[f"gemm_gflops_{kind}"] = figures.percentile(rates, 50, "GFLOP/s")
-        share = ratio(f"gemm_share_{kind}", seconds[f"gemm_{kind}"], seconds[kind], scale=flops / of_product)
+        share = ratio(f"gemm_share_{kind}", seconds[product], seconds[kind], scale=flops / of_product)
         found |= {name: replace(figure, unit="share") for name, figure in share.items()}
     return found
 
@@ -245,10 +251,13 @@ def _by_ads(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     )
 
 
-def lower_precision(work: Workload) -> dict[str, LazyAr]:
-    """Copy the policy for each lower type that layers can compute in on its device."""
-    types = {"bf16": torch.bfloat16} | ({"int8": torch.int8} if work.setting.device == "cpu" else {})
-    return {kind: work.served(compute_type) for kind, compute_type in types.items()}
+def lower_types(work: Workload) -> dict[str, torch.dtype]:
+    """Return each lower type that layers can compute in on the workload's device, in hardware or not."""
+    return {"bf16": torch.bfloat16} | ({"int8": torch.int8} if work.setting.device == "cpu" else {})
+
+
+def _fastest(work: Workload) -> LazyAr:
+    return work.served(torch.bfloat16) if in_hardware(torch.bfloat16, work.model.device) else work.engine
 
 
 def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
@@ -256,7 +265,7 @@ def overlap(work: Workload, rounds: Rounds, bar: Progress) -> dict[str, Figure]:
     del rounds
     setting = work.setting
     exact = ExactSearch(work.model, work.sids_NT)
-    models = {"f32": work.engine, **lower_precision(work)}
+    models = {"f32": work.engine, **{kind: work.served(each) for kind, each in lower_types(work).items()}}
     shares: dict[str, list[float]] = {kind: [] for kind in models}
     task = bar.add_task("overlap with the exact search", total=BATCHES * setting.batch)
     for number, inputs in enumerate(work.batches):
