@@ -1,8 +1,8 @@
 """From histories to the keys and values that every decoder layer reads: linear and light (method.md §2.1).
 
 Shapes: B requests, S events, T SID levels, C context vectors of a request (one, its features, its events); over the
-whole batch and without padding R real vectors, E events, F features; G keys and values of all groups of layers, D model
-width, H heads, K head width.
+whole batch P places, and without padding R real vectors, E events, F features; G keys and values of all groups of
+layers, D model width, H heads, K head width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gr4ad_core.model.config import LazyArConfig
 from gr4ad_core.model.context import N_BEHAVIORS, N_GAP_BUCKETS, ContextInputs
-from gr4ad_core.model.layers import RmsNorm
+from gr4ad_core.model.layers import RmsNorm, scaled_to_one
 
 
 class SidEmbedding(nn.Module):
@@ -111,13 +111,15 @@ class ContextProcessor(nn.Module):
         """Project X to normalised keys and values for each group of layers, and pad them."""
         batch, groups, heads = inputs.batch_size, self.config.kv_groups, self.config.n_heads
         x_RD, places_R = self.vectors(inputs, sid_embedding)
-        projected_RD = self.keys_values(self.dropout(self.norm(x_RD))).chunk(2 * groups, dim=-1)
-        norms = [*self.key_norms, *self.value_norms]
-        parts_RHK = [norm(x.unflatten(-1, (heads, -1))) for norm, x in zip(norms, projected_RD, strict=True)]
-        real_RGHK = torch.stack(parts_RHK, dim=1)
+        projected_RD = self.keys_values(self.dropout(self.norm(x_RD)))
+        projected_RGHK = projected_RD.view(len(x_RD), 2 * groups, heads, -1)
+        gains_GK = torch.stack([norm.weight for norm in (*self.key_norms, *self.value_norms)])
+        real_RGHK = scaled_to_one(projected_RGHK) * gains_GK[:, None]
         places = batch * (1 + inputs.feature_mask_BF.shape[1] + inputs.mask_BS.shape[1])
-        padded = real_RGHK.new_zeros(places, *real_RGHK.shape[1:]).index_copy(0, places_R, real_RGHK)
-        padded_GBHCK = padded.view(batch, -1, *real_RGHK.shape[1:]).permute(2, 0, 3, 1, 4).contiguous()
+        # Padding repeats a real vector, which the bias hides.
+        row_P = places_R.new_zeros(places).index_copy(0, places_R, torch.arange(len(x_RD), device=places_R.device))
+        padded = real_RGHK.index_select(0, row_P)
+        padded_GBHCK = padded.view(batch, -1, *padded.shape[1:]).permute(2, 0, 3, 1, 4).contiguous()
         bias = real_RGHK.new_full((places,), -torch.inf).index_fill(0, places_R, 0.0)
         return SharedKeysValues(
             keys_BHCK=padded_GBHCK[:groups].unbind(),

@@ -7,30 +7,41 @@ W beams, C context vectors, D model width, H heads, K head width, R heads of all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
 from gr4ad_core.model.config import LazyArConfig
 
+EPSILON: Final = torch.finfo(torch.float32).eps
+"""Of all norms, whatever they compute in: by default bfloat16 would take its own, far too large one."""
+
 
 class RmsNorm(nn.RMSNorm):
-    """A norm whose epsilon is float32's in any type: by default bfloat16 would take its own, far too large one."""
+    """A norm of the last dimension."""
 
     def __init__(self, width: int) -> None:
-        """Make a norm of the last dimension."""
-        super().__init__(width, eps=torch.finfo(torch.float32).eps)
+        """Make a norm of vectors so wide."""
+        super().__init__(width, eps=EPSILON)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each vector to a mean square of one, then each entry by its gain."""
         if torch.is_grad_enabled() or x.device.type != "cpu":
             normed: Tensor = super().forward(x)
             return normed
-        # The same in fewer passes over x: torch has no kernel of its own for processors.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(self.eps))
-        return (x * scale.to(x.dtype)).mul_(self.weight)
+        return scaled_to_one(x).mul_(self.weight)
+
+
+def scaled_to_one(x: Tensor) -> Tensor:
+    """Scale each vector of the last dimension to a mean square of one."""
+    if torch.is_grad_enabled() or x.device.type != "cpu":
+        return rms_norm(x, x.shape[-1:], eps=EPSILON)
+    # The same in fewer passes over x: torch has no kernel of its own for processors.
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+    scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(EPSILON))
+    return x * scale.to(x.dtype)
 
 
 class ResidualLinear(nn.Linear):
