@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from gr4ad_tools.simulate import Market
 from gr4ad_tools.simulate.event_log import CLICK_AFTER_S
 from gr4ad_tools.simulate.scenarios import DAY_S
 from typer.testing import CliRunner
+
+from tests.gr4ad_tools.bench.interruption import interrupted
 
 SECONDS, RATE = 300.0, 3.0
 NOW = 1_800_000_000.0
@@ -179,17 +182,34 @@ def test_a_refused_request_leaves_no_answer() -> None:
     assert ended_by_pause(outcomes, traffic, {"x": 1.0}, TTL_S) == 0
 
 
-@pytest.mark.long
-def test_measures_a_running_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "SCENARIO", "tiny")
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run of it all."""
+    folder = tmp_path_factory.mktemp("cache")
+    run_tiny(folder)
+    return folder
+
+
+def run_tiny(folder: Path) -> None:
     options = {
         "--preset": "tiny", "--ads": "300", "--widths": "4-8-32", "--candidates": "10", "--budget-ms": "1000",
         "--load": "15", "--overload": "30", "--turns": "2", "--seconds": "4", "--capacity-seconds": "0.5",
-        "--keep-seconds": "5", "--churn": "0.5", "--out": str(tmp_path),
+        "--keep-seconds": "5", "--churn": "0.5", "--out": str(folder),
     }  # fmt: skip
-    result = CliRunner().invoke(app, ["cache", *(word for option in options.items() for word in option), "--json"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "SCENARIO", "tiny")
+        result = CliRunner().invoke(app, ["cache", *(word for option in options.items() for word in option), "--json"])
     assert result.exit_code == 0, result.output
-    figures: dict[str, Any] = json.loads((tmp_path / "summary.json").read_text())["figures"]
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["figures"]
+    return found
+
+
+@pytest.mark.long
+def test_measures_a_running_generator(run_folder: Path) -> None:
+    figures = figures_of(run_folder)
     assert 0 < figures["cache_hit_share"]["value"] <= figures["repeated_share"]["value"] + 0.01
     assert figures["cache_hit_share"]["n"] == figures["cache_qps_gain"]["n"] == 2
     assert figures["cache_hit_share"]["min"] <= figures["cache_hit_share"]["max"]
@@ -200,6 +220,21 @@ def test_measures_a_running_generator(tmp_path: Path, monkeypatch: pytest.Monkey
     assert figures["stale_ads"]["value"] == figures["stale_ads_uncached"]["value"] == 0
     assert figures["stale_ads"]["n"] > 0
     assert figures["failed"]["value"] == figures["restarts"]["value"] == 0
+
+
+@pytest.mark.long
+def test_an_interrupted_run_goes_on_where_it_was(run_folder: Path, tmp_path: Path) -> None:
+    whole = figures_of(run_folder)
+    folder = tmp_path / "cache"
+    shutil.copytree(run_folder, folder)
+    kept = interrupted(folder, "turn 1")
+    run_tiny(folder)
+    figures = figures_of(folder)
+    assert figures.keys() == whole.keys()
+    assert figures["nominal_rps"] == whole["nominal_rps"]
+    first = kept["turn 0"]["seen"]["shares"]["cache_hit_share"]
+    assert first in (figures["cache_hit_share"]["min"], figures["cache_hit_share"]["max"])
+    assert figures["cache_hit_share"]["n"] == 2
 
 
 @pytest.mark.parametrize(

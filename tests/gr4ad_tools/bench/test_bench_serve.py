@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ from gr4ad_tools.bench.serve.client import Outcome, Target, client_process, clos
 from gr4ad_tools.bench.serve.session import background
 from gr4ad_tools.bench.serve.swaps import PolicySwaps, swaps_seen
 from typer.testing import CliRunner
+
+from tests.gr4ad_tools.bench.interruption import interrupted
 
 ADS = tuple(f"ad-{number}" for number in range(50))
 HELD_S = 0.3
@@ -176,9 +179,9 @@ def test_accounts_for_every_request() -> None:
 
 
 def test_compares_with_fixed_widths_at_the_loads_of_both() -> None:
-    adaptive = {load: Load([outcome()] * 30, 2.0, 0.1) for load in (100, 150)}
-    fixed = {150: Load([outcome()] * 20 + [outcome(latency_s=0.3)] * 10, 2.0, 0.1)}
-    found = over_fixed(adaptive, fixed)
+    adaptive = [Load([outcome()] * 30, 2.0, 0.1).figures(f"at_{load}") for load in (100, 150)]
+    fixed = Load([outcome()] * 20 + [outcome(latency_s=0.3)] * 10, 2.0, 0.1).figures("fixed_at_150")
+    found = over_fixed({**adaptive[0], **adaptive[1], **fixed}, [150])
     assert {name: figure.value for name, figure in found.items()} == {"adaptive_over_fixed_at_150": 1.5}
 
 
@@ -286,17 +289,34 @@ def test_what_fails_in_the_background_comes_out() -> None:
         asyncio.run(run())
 
 
-@pytest.mark.long
-def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "SCENARIO", "tiny")
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny run of it all."""
+    folder = tmp_path_factory.mktemp("serve")
+    run_tiny(folder)
+    return folder
+
+
+def run_tiny(folder: Path) -> None:
     options = {
         "--preset": "tiny", "--ads": "300", "--widths": "4-8-32", "--candidates": "10", "--budget-ms": "1000",
         "--loads": "50,150", "--fixed-loads": "150", "--seconds": "1.5", "--capacity-seconds": "0.5", "--churn": "5",
-        "--soak": "0.15", "--swaps": "15", "--compared": "10", "--out": str(tmp_path),
+        "--soak": "0.15", "--swaps": "15", "--compared": "10", "--out": str(folder),
     }  # fmt: skip
-    result = CliRunner().invoke(app, ["serve", *(word for option in options.items() for word in option), "--json"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "SCENARIO", "tiny")
+        result = CliRunner().invoke(app, ["serve", *(word for option in options.items() for word in option), "--json"])
     assert result.exit_code == 0, result.output
-    figures = json.loads((tmp_path / "summary.json").read_text())["figures"]
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["figures"]
+    return found
+
+
+@pytest.mark.long
+def test_puts_load_on_a_running_generator(run_folder: Path) -> None:
+    figures = figures_of(run_folder)
     assert figures["nominal_rps"]["value"] > 0
     assert figures["answered_share_at_50"]["n"] > 0
     assert figures["adaptive_over_fixed_at_150"]["n"] > 0
@@ -308,7 +328,23 @@ def test_puts_load_on_a_running_generator(tmp_path: Path, monkeypatch: pytest.Mo
     assert figures["failed"]["value"] == figures["soak_failed"]["value"] == figures["restarts"]["value"] == 0
     assert 1 <= figures["soak_swaps"]["value"] <= figures["soak_swaps"]["n"]
     assert figures["soak_rss_mb"]["value"] > 50  # torch alone is more
-    assert "p99 of answers" in (tmp_path / "report.html").read_text()
+    assert "p99 of answers" in (run_folder / "report.html").read_text()
+
+
+@pytest.mark.long
+def test_an_interrupted_run_goes_on_where_it_was(run_folder: Path, tmp_path: Path) -> None:
+    whole = figures_of(run_folder)
+    folder = tmp_path / "serve"
+    shutil.copytree(run_folder, folder)
+    kept = interrupted(folder, "load 150", "soak")
+    run_tiny(folder)
+    figures = figures_of(folder)
+    assert figures.keys() == whole.keys()
+    assert kept["capacity"]["figures"].items() <= figures.items()
+    assert kept["load 50"]["figures"].items() <= figures.items()
+    assert figures["answered_share_at_150"]["n"] > 0
+    assert figures["soak_rss_mb"] != whole["soak_rss_mb"]
+    assert figures["invalid_ads"]["n"] > sum(part["counts"]["returned"] for part in kept.values())
 
 
 @pytest.mark.parametrize(

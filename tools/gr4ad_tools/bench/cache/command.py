@@ -14,6 +14,7 @@ from gr4ad_tools.bench.cache.visits import Visitors
 from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.on_services import Tell, measured_on, shape_of
 from gr4ad_tools.bench.serve.stage import SHAPES, Stage
+from gr4ad_tools.demo.state import RunState
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
 
@@ -36,7 +37,9 @@ def cache_command(
     compute_type: Annotated[str, typer.Option(help="What their layers compute in.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads of a model call.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of summary.json.")] = Path("out/bench-cache"),
+    out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run goes on there.")] = Path(
+        "out/bench-cache"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Put the sessions of the simulated market on two generators, with the result cache and without it.
@@ -59,11 +62,12 @@ def cache_command(
         seed=seed,
     )
 
-    async def measure(stage: Stage, client: ProcessPoolExecutor, tell: Tell) -> dict[str, Figure]:
-        visitors = Visitors(stage.market, read_interactions(stage.market_folder), plan.seed)
+    async def measure(stage: Stage, client: ProcessPoolExecutor, state: RunState, tell: Tell) -> dict[str, Figure]:
+        own_seed = plan.seed + state.attempt - 1  # a run that goes on repeats no turn of the one before
+        visitors = Visitors(stage.market, read_interactions(stage.market_folder), own_seed)
         churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
-        return await Session(stage, plan, client, churn, visitors, tell).measure()
+        return await Session(stage, plan, client, churn, visitors, tell, state).measure()
 
-    found = measured_on(shape, plan.generators, measure)
+    found = measured_on(shape, plan.generators, plan, out, measure)
     document = write_summary(found, seed, out)
     show_summary(document, found, out, as_json)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 from gr4ad.generation.v1 import generation_pb2
 
@@ -20,6 +20,7 @@ from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.client import ANSWERED, Outcome, closed_loop, open_loop
 from gr4ad_tools.bench.serve.session import USERS, background, capacity
 from gr4ad_tools.bench.serve.stage import FIXED_WIDTHS, GENERATOR, Stage
+from gr4ad_tools.demo.state import RunState
 from gr4ad_tools.figures import Figure
 
 Response = generation_pb2.GenerateAdsResponse
@@ -68,6 +69,25 @@ class Plan:
 
 
 @dataclass
+class Seen:
+    """What a part of the plan has found.
+
+    Attributes:
+        shares: Figures of a turn.
+        counts: Sums over all that was asked.
+        hit_ms: Latencies of kept answers at the lower load.
+        computed_ms: The same of computed ones.
+        behind_ms: How far the client was behind its schedule.
+    """
+
+    shares: dict[str, float] = field(default_factory=dict)
+    counts: Counter[str] = field(default_factory=Counter)
+    hit_ms: list[float] = field(default_factory=list)
+    computed_ms: list[float] = field(default_factory=list)
+    behind_ms: list[float] = field(default_factory=list)
+
+
+@dataclass
 class Session:
     """One benchmark of a running stage.
 
@@ -78,10 +98,8 @@ class Session:
         churn: Changes of the catalogue while loads run.
         visitors: Who asks.
         tell: Called with what is under way.
-        seen: Figures of each turn, by name.
-        counts: Sums over all that was asked.
-        times_ms: Latencies at the lower load, by where the answers came from.
-        behind_ms: How far the client was behind its schedule.
+        state: The parts of the plan that have been measured, by this run or by one that was interrupted.
+        seen: What the part under way has found.
     """
 
     stage: Stage
@@ -90,39 +108,58 @@ class Session:
     churn: Churn
     visitors: Visitors
     tell: Callable[[str], None]
-    seen: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    counts: Counter[str] = field(default_factory=Counter)
-    times_ms: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))
-    behind_ms: list[float] = field(default_factory=list)
+    state: RunState
+    seen: Seen = field(default_factory=Seen)
+    _before: Counter[str] = field(default_factory=Counter)
+    """Sums over all that the stage had done when the last part ended."""
 
     async def measure(self) -> dict[str, Figure]:
-        """Measure all of the plan and return the figures.
+        """Measure what is missing of the plan, and return the figures of all of it.
 
         Raises:
             NoCapacityError: The generator without the cache answers nobody in time.
         """
-        nominal = await self._nominal()
+        results = self.state.results
+        if "capacity" not in results:
+            self._done("capacity", nominal=asdict(await self._nominal()))
+        nominal = Figure(**results["capacity"]["nominal"])
         for turn in range(self.plan.turns):
-            await self._shares(turn, nominal.value)
-            await self._gain(turn, nominal.value)
+            if f"turn {turn}" not in results:
+                await self._shares(turn, nominal.value)
+                await self._gain(turn, nominal.value)
+                self._done(f"turn {turn}")
+        seen = [Seen(**part["seen"]) for part in results.values()]
+        names = dict.fromkeys(name for each in seen for name in each.shares)
+        counts = sum((Counter(each.counts) for each in seen), Counter[str]())
         units = {"in_budget_rps_cached": "1/s", "in_budget_rps_uncached": "1/s", "cache_qps_gain": "times"}
-        counts = self.counts
         return {
             "nominal_rps": nominal,
-            **{name: figures.mean(values, units.get(name, "")) for name, values in self.seen.items()},
             **{
-                f"{kind}_ms_p{q}": figures.percentile(self.times_ms[origin], q, "ms")
-                for kind, origin in (("hit", Response.ORIGIN_CACHED), ("computed", Response.ORIGIN_COMPUTED))
+                name: figures.mean([each.shares[name] for each in seen if name in each.shares], units.get(name, ""))
+                for name in names
+            },
+            **{
+                f"{kind}_ms_p{q}": figures.percentile(
+                    [ms for each in seen for ms in getattr(each, f"{kind}_ms")], q, "ms"
+                )
+                for kind in ("hit", "computed")
                 for q in (50, 99)
             },
-            "client_behind_ms_p99": figures.percentile(self.behind_ms, 99, "ms"),
+            "client_behind_ms_p99": figures.percentile([ms for each in seen for ms in each.behind_ms], 99, "ms"),
             "stale_ads": Figure(counts[f"stale {CACHED}"], "ads", counts[f"returned {CACHED}"]),
             "stale_ads_uncached": Figure(counts[f"stale {UNCACHED}"], "ads", counts[f"returned {UNCACHED}"]),
             "kept_answers_paused": Figure(counts["paused"], "requests", counts["watched"]),
-            "ads_paused": Figure(len(self.churn.paused_at), "ads"),
+            "ads_paused": Figure(counts["ads_paused"], "ads"),
             "failed": Figure(counts["failed"], "requests", counts["asked"]),
-            "restarts": Figure(sum(self.stage.suite.restarts.values()), "processes"),
+            "restarts": Figure(counts["restarts"], "processes"),
         }
+
+    def _done(self, part: str, **more: Any) -> None:
+        totals = Counter(ads_paused=len(self.churn.paused_at), restarts=sum(self.stage.suite.restarts.values()))
+        self.seen.counts.update(totals - self._before)
+        self._before = totals
+        self.state.done(part, {"seen": vars(self.seen), **more})
+        self.seen = Seen()
 
     async def _nominal(self) -> Figure:
         """Measure what users who wait for answers get at most without the cache; the other generator warms up, too."""
@@ -161,10 +198,15 @@ class Session:
             ("repeated_share", sum(again)),
             ("answered_share", load.in_budget),
         ):
-            self.seen[name].append(count / asked)
-        self.seen["clicked_page_share"].append(traffic.pages_clicked / len(traffic.asked))
+            self.seen.shares[name] = count / asked
+        self.seen.shares["clicked_page_share"] = traffic.pages_clicked / len(traffic.asked)
+        times_ms: dict[int, list[float]] = {
+            Response.ORIGIN_CACHED: self.seen.hit_ms,
+            Response.ORIGIN_COMPUTED: self.seen.computed_ms,
+        }
         for outcome in load.answered:
-            self.times_ms[outcome.origin].append(1e3 * outcome.latency_s)
+            if outcome.origin in times_ms:
+                times_ms[outcome.origin].append(1e3 * outcome.latency_s)
 
     async def _gain(self, turn: int, nominal: float) -> None:
         """Put more than can be answered on both generators, the same traffic one after the other, in turns first."""
@@ -176,10 +218,12 @@ class Session:
         cached, uncached = loads[CACHED], loads[UNCACHED]
         hits = sum(outcome.origin == Response.ORIGIN_CACHED for outcome in cached.answered)
         gain = cached.in_budget_per_s / uncached.in_budget_per_s if uncached.in_budget else float("nan")
-        self.seen["cache_qps_gain"].append(gain)
-        self.seen["in_budget_rps_cached"].append(cached.in_budget_per_s)
-        self.seen["in_budget_rps_uncached"].append(uncached.in_budget_per_s)
-        self.seen["cache_hit_share_overload"].append(hits / len(cached.outcomes))
+        self.seen.shares |= {
+            "cache_qps_gain": gain,
+            "in_budget_rps_cached": cached.in_budget_per_s,
+            "in_budget_rps_uncached": uncached.in_budget_per_s,
+            "cache_hit_share_overload": hits / len(cached.outcomes),
+        }
 
     async def _traffic(self, load_pct: int, nominal: float) -> Traffic:
         rate = load_pct / 100.0 * nominal
@@ -198,20 +242,20 @@ class Session:
         async with background(self.churn.run()):
             outcomes = await self._run(open_loop, self._asking(name, traffic), run, moments, first)
         self._account(name, outcomes)
-        self.behind_ms += [1e3 * outcome.behind_s for outcome in outcomes]
+        self.seen.behind_ms += [1e3 * outcome.behind_s for outcome in outcomes]
         if name == CACHED:
-            self.counts["watched"] += len(outcomes)
-            self.counts["paused"] += ended_by_pause(outcomes, traffic, self.churn.paused_at, self.plan.keep_s)
+            self.seen.counts["watched"] += len(outcomes)
+            self.seen.counts["paused"] += ended_by_pause(outcomes, traffic, self.churn.paused_at, self.plan.keep_s)
         return Load(outcomes[counted - first :], self.plan.seconds, self.plan.budget_s)
 
     async def _run(self, loop_of: Callable[..., list[Outcome]], *arguments: object) -> list[Outcome]:
         return await asyncio.get_running_loop().run_in_executor(self.client, loop_of, *arguments)
 
     def _account(self, name: str, outcomes: Sequence[Outcome]) -> None:
-        self.counts["asked"] += len(outcomes)
-        self.counts["failed"] += failed(outcomes)
-        self.counts[f"returned {name}"] += sum(len(outcome.ad_ids) for outcome in outcomes)
-        self.counts[f"stale {name}"] += self.churn.invalid(outcomes)
+        self.seen.counts["asked"] += len(outcomes)
+        self.seen.counts["failed"] += failed(outcomes)
+        self.seen.counts[f"returned {name}"] += sum(len(outcome.ad_ids) for outcome in outcomes)
+        self.seen.counts[f"stale {name}"] += self.churn.invalid(outcomes)
         self.churn.saw(outcome for outcome in outcomes if outcome.code == ANSWERED)
 
     def _asking(self, name: str, traffic: Traffic) -> Asking:

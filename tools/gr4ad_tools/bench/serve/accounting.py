@@ -121,14 +121,17 @@ def growth_pct(samples: Sequence[float]) -> Figure:
     return Figure(100.0 * (last / first - 1.0), "%", len(kept))
 
 
-def over_fixed(adaptive: Mapping[int, Load], fixed: Mapping[int, Load]) -> dict[str, Figure]:
-    """Return the ratio of answers in budget a second, adaptive over fixed widths, at the loads that both met."""
+def over_fixed(found: Mapping[str, Figure], loads: Iterable[int]) -> dict[str, Figure]:
+    """Return the ratio of answers in budget a second, adaptive over fixed widths, at loads that both met.
+
+    Args:
+        found: Figures of the loads (`Load.figures`).
+        loads: In percent.
+    """
+    pairs = {load: (found[f"in_budget_rps_at_{load}"], found[f"in_budget_rps_fixed_at_{load}"]) for load in loads}
     return {
         f"adaptive_over_fixed_at_{load}": Figure(
-            adaptive[load].in_budget_per_s / fixed[load].in_budget_per_s if fixed[load].in_budget else float("nan"),
-            "times",
-            adaptive[load].in_budget + fixed[load].in_budget,
+            adaptive.value / fixed.value if fixed.value else float("nan"), "times", adaptive.n + fixed.n
         )
-        for load in fixed
-        if load in adaptive
+        for load, (adaptive, fixed) in pairs.items()
     }

@@ -16,6 +16,7 @@ from gr4ad_tools.bench.serve.session import GENERATORS, Plan, Session
 from gr4ad_tools.bench.serve.stage import SHAPES, Stage
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
+from gr4ad_tools.demo.state import RunState
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
 from gr4ad_tools.report_page import plots, write_page
@@ -60,7 +61,9 @@ def serve_command(
     compute_type: Annotated[str, typer.Option(help="What their layers compute in.")] = "float32",
     threads: Annotated[int, typer.Option(min=1, help="Processor threads of a model call.")] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Of every random choice.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder of summary.json and report.html.")] = Path("out/bench-serve"),
+    out: Annotated[Path, typer.Option(help="Folder of the results; an interrupted run goes on there.")] = Path(
+        "out/bench-serve"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Put open-loop load on a running generator, with widths by load and with fixed ones, and check what it returns.
@@ -88,11 +91,11 @@ def serve_command(
     if min(plan.loads, default=0) < 1 or not set(plan.fixed_loads) <= set(plan.loads):
         leave(f"--loads, --fixed-loads: {loads}, {fixed_loads}: give positive loads, the fixed ones among them")
 
-    async def measure(stage: Stage, client: ProcessPoolExecutor, tell: Tell) -> dict[str, Figure]:
+    async def measure(stage: Stage, client: ProcessPoolExecutor, state: RunState, tell: Tell) -> dict[str, Figure]:
         churn = Churn(stage.sids, stage.ad_ids, stage.spare, plan.churn_per_s, plan.seed)
-        return await Session(stage, plan, client, churn, tell).measure()
+        return await Session(stage, plan, client, churn, tell, state).measure()
 
-    found = measured_on(shape, GENERATORS, measure)
+    found = measured_on(shape, GENERATORS, plan, out, measure)
     document = write_summary(found, seed, out)
     write_page(
         out / "report.html",

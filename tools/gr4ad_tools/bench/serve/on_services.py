@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 from gr4ad_core.model.config import COMPUTE_TYPES
@@ -19,11 +22,15 @@ from gr4ad_tools.bench.serve.session import NoCapacityError
 from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, Stage, parse_widths, running
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook import parse_sizes
+from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Tell = Callable[[str], None]
-Measure = Callable[[Stage, ProcessPoolExecutor, Tell], Awaitable[dict[str, Figure]]]
-"""Measures a running stage with a client's process, and tells what is under way."""
+Measure = Callable[[Stage, ProcessPoolExecutor, RunState, Tell], Awaitable[dict[str, Figure]]]
+"""Measures on a running stage, with a client's process, what has not been measured, and tells what is under way."""
 
 
 def shape_of(
@@ -53,25 +60,36 @@ def shape_of(
         leave(f"--widths: {widths}: give a positive width for each of three levels, such as 32-64-128")
 
 
-def measured_on(shape: Shape, generators: Mapping[str, Mapping[str, str]], measure: Measure) -> dict[str, Figure]:
+def measured_on(
+    shape: Shape, generators: Mapping[str, Mapping[str, str]], plan: DataclassInstance, out: Path, measure: Measure
+) -> dict[str, Figure]:
     """Start the services in a folder that is gone afterwards, and return what is measured; leave with what went wrong.
 
     Args:
         shape: What to serve.
         generators: Environment variables that set each generator apart, by its name.
-        measure: Measures them.
+        plan: What to measure; with the shape it tells whether an interrupted run can go on.
+        out: Folder of the parts that have been measured.
+        measure: Measures the others.
     """
 
     async def run(tell: Tell) -> dict[str, Figure]:
         with tempfile.TemporaryDirectory() as scratch, client_process() as client:
             async with running(Path(scratch), shape, generators, tell) as stage:
-                return await measure(stage, client, tell)
+                return await measure(stage, client, state, tell)
 
+    parameters = json.loads(json.dumps({"shape": asdict(shape), "plan": asdict(plan)}))
+    try:
+        state = RunState.open(out, parameters)
+    except OutputFolderError as error:
+        leave(str(error))
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     try:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("start")
-            return asyncio.run(run(lambda what: bar.update(task, description=what)))
+            found = asyncio.run(run(lambda what: bar.update(task, description=what)))
+        state.finish()
+        return found
     except grpc.aio.AioRpcError as error:
         leave(describe(error, "a service"))
     except (Gr4adError, NoCapacityError) as error:
@@ -79,4 +97,4 @@ def measured_on(shape: Shape, generators: Mapping[str, Mapping[str, str]], measu
     except TimeoutError:
         leave(f"--ads: {shape.ads}: not served by the generators in {READY_S:g} s: free the machine, or give fewer")
     except KeyboardInterrupt:
-        leave("interrupted: nothing was kept, the same command begins anew", code=130)
+        leave(f"interrupted: the same command goes on where it was; what there is lies in {out}", code=130)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -19,6 +21,7 @@ from gr4ad_tools.bench.serve.churn import Churn
 from gr4ad_tools.bench.serve.client import ANSWERED, Outcome, Target, closed_loop, open_loop
 from gr4ad_tools.bench.serve.stage import FIXED_WIDTHS, GENERATOR, Stage
 from gr4ad_tools.bench.serve.swaps import PolicySwaps, swaps_seen
+from gr4ad_tools.demo.state import RunState
 from gr4ad_tools.figures import Figure
 
 ADAPTIVE: Final = GENERATOR
@@ -79,10 +82,7 @@ class Session:
         client: A process of the client's own.
         churn: Changes of the catalogue while loads run.
         tell: Called with what is under way.
-        found: The figures so far.
-        returned_ads: Ads returned, over all that was asked.
-        invalid_ads: Those of them that were not live.
-        failures: Requests that neither were answered nor refused.
+        state: The parts of the plan that have been measured, by this run or by one that was interrupted.
     """
 
     stage: Stage
@@ -90,52 +90,74 @@ class Session:
     client: ProcessPoolExecutor
     churn: Churn
     tell: Callable[[str], None]
-    found: dict[str, Figure] = field(default_factory=dict)
-    returned_ads: int = 0
-    invalid_ads: int = 0
-    failures: int = 0
+    state: RunState
+    _asked: Counter[str] = field(default_factory=Counter)
+    """Sums over all that was asked since the last part ended."""
+    _before: Counter[str] = field(default_factory=Counter)
+    """Sums over all that the stage had done by then."""
     _runs: int = 0
 
     async def measure(self) -> dict[str, Figure]:
-        """Measure all of the plan and return the figures."""
+        """Measure what is missing of the plan, and return the figures of all of it."""
         for name in (FIXED, ADAPTIVE):
             await self._closed(name, self._next_users(), WARM_UP_USERS, self.plan.capacity_seconds)
-        nominal = await self._nominal()
-        log_start = self.stage.log(ADAPTIVE).stat().st_size
-        adaptive, fixed = {}, {}
+        await self._part("capacity", self._nominal)
+        nominal = self._found()["nominal_rps"].value
         for load in self.plan.loads:
-            self.tell(f"{load} % of {nominal:.0f} requests a second")
-            adaptive[load] = await self._load(ADAPTIVE, load, nominal)
-            self.found |= adaptive[load].figures(f"at_{load}")
-            self.found[f"list_value_at_{load}"] = await self._compare(adaptive[load])
-            if load in self.plan.fixed_loads:
-                self.tell(f"{load} %, fixed widths")
-                fixed[load] = await self._load(FIXED, load, nominal)
-                self.found |= fixed[load].figures(f"fixed_at_{load}")
-        self.found |= over_fixed(adaptive, fixed)
+            await self._part(f"load {load}", partial(self._at_load, load, nominal))
+        if self.plan.soak_minutes:
+            await self._part("soak", partial(self._soak, nominal))
+        found, parts = self._found(), self.state.results.values()
+        counts = sum((Counter[str](part["counts"]) for part in parts), Counter[str]())
+        refused_ms = [each for part in parts for each in part["refused_ms"]]
+        return {
+            **found,
+            **over_fixed(found, self.plan.fixed_loads),
+            "refused_ms_p99": figures.percentile(refused_ms, 99, "ms"),
+            "invalid_ads": Figure(counts["invalid"], "ads", counts["returned"]),
+            "ads_paused": Figure(counts["paused"], "ads"),
+            "failed": Figure(counts["failed"], "requests"),
+            "restarts": Figure(counts["restarts"], "processes"),
+        }
+
+    def _found(self) -> dict[str, Figure]:
+        return {
+            name: Figure(**figure) for part in self.state.results.values() for name, figure in part["figures"].items()
+        }
+
+    async def _part(self, name: str, measure: Callable[[], Awaitable[dict[str, Figure]]]) -> None:
+        """Measure a part of the plan, unless that has been done, and keep it."""
+        if name in self.state.results:
+            return
+        log_start = self.stage.log(ADAPTIVE).stat().st_size
+        found = await measure()
+        totals = Counter(paused=len(self.churn.paused_at), restarts=sum(self.stage.suite.restarts.values()))
+        counts = self._asked + totals - self._before
+        self._asked, self._before = Counter(), totals
         with self.stage.log(ADAPTIVE).open(encoding="utf-8") as log:
             log.seek(log_start)
-            self.found["refused_ms_p99"] = figures.percentile(refusal_ms(log), 99, "ms")
-        if self.plan.soak_minutes:
-            await self._soak(nominal)
-        restarts = sum(self.stage.suite.restarts.values())
-        self.found |= {
-            "invalid_ads": Figure(self.invalid_ads, "ads", self.returned_ads),
-            "ads_paused": Figure(len(self.churn.paused_at), "ads"),
-            "failed": Figure(self.failures, "requests"),
-            "restarts": Figure(restarts, "processes"),
-        }
-        return self.found
+            refused_ms = refusal_ms(log)
+        of_part = {key: asdict(figure) for key, figure in found.items()}
+        self.state.done(name, {"figures": of_part, "counts": counts, "refused_ms": refused_ms})
 
-    async def _nominal(self) -> float:
+    async def _nominal(self) -> dict[str, Figure]:
         """Measure what users who wait for answers get at most from fixed widths, in answers in budget a second."""
 
         async def ask(users: int) -> list[Outcome]:
             self.tell(f"capacity, {users} users")
             return await self._closed(FIXED, self._next_users(), users, self.plan.capacity_seconds)
 
-        self.found["nominal_rps"] = await capacity(ask, self.plan.budget_s)
-        return self.found["nominal_rps"].value
+        return {"nominal_rps": await capacity(ask, self.plan.budget_s)}
+
+    async def _at_load(self, load_pct: int, nominal: float) -> dict[str, Figure]:
+        self.tell(f"{load_pct} % of {nominal:.0f} requests a second")
+        adaptive = await self._load(ADAPTIVE, load_pct, nominal)
+        found = adaptive.figures(f"at_{load_pct}")
+        found[f"list_value_at_{load_pct}"] = await self._compare(adaptive)
+        if load_pct in self.plan.fixed_loads:
+            self.tell(f"{load_pct} %, fixed widths")
+            found |= (await self._load(FIXED, load_pct, nominal)).figures(f"fixed_at_{load_pct}")
+        return found
 
     async def _load(self, name: str, load_pct: int, nominal: float) -> Load:
         """Put a constant load on a generator; the same arrivals and users meet each generator."""
@@ -159,7 +181,7 @@ class Session:
         full = await self._closed(FIXED, users, WARM_UP_USERS, float("inf"), budget_s=PATIENT_S)
         return relative_value(sample, full)
 
-    async def _soak(self, nominal: float) -> None:
+    async def _soak(self, nominal: float) -> dict[str, Figure]:
         """Put a load below the capacity on the adaptive generator for long, and watch its memory."""
         seconds, rate = 60.0 * self.plan.soak_minutes, SOAK_PCT / 100.0 * nominal
         self.tell(f"{SOAK_PCT} % for {self.plan.soak_minutes:g} min")
@@ -176,8 +198,7 @@ class Session:
             outcomes = await self._run(open_loop, self._target(ADAPTIVE), "soak", arrivals, 0)
         self._account(outcomes)
         load = Load.settled(outcomes, arrivals, seconds, self.plan.budget_s)
-        self.found |= load.figures("soak")
-        self.found |= {
+        return load.figures("soak") | {
             "soak_rss_growth_pct": growth_pct(resident_mb),
             "soak_rss_mb": Figure(resident_mb[-1], "MiB", len(resident_mb), min(resident_mb), max(resident_mb)),
             "soak_failed": Figure(failed(outcomes), "requests", len(outcomes)),
@@ -199,9 +220,11 @@ class Session:
         return await asyncio.get_running_loop().run_in_executor(self.client, loop_of, *arguments)
 
     def _account(self, outcomes: Sequence[Outcome]) -> None:
-        self.returned_ads += sum(len(outcome.ad_ids) for outcome in outcomes)
-        self.invalid_ads += self.churn.invalid(outcomes)
-        self.failures += failed(outcomes)
+        self._asked.update(
+            returned=sum(len(outcome.ad_ids) for outcome in outcomes),
+            invalid=self.churn.invalid(outcomes),
+            failed=failed(outcomes),
+        )
         self.churn.saw(outcome for outcome in outcomes if outcome.code == ANSWERED)
 
     def _target(self, name: str) -> Target:
