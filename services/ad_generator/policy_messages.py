@@ -37,7 +37,7 @@ class Loaded:
     policy_id: str
     level_sizes: tuple[int, ...]
     in_hardware: bool
-    """Whether the device multiplies numbers of the compute type itself."""
+    """Whether the device multiplies numbers of the compute type in hardware."""
 
 
 @dataclass(frozen=True)

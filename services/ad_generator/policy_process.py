@@ -76,7 +76,7 @@ class PolicyProcess:
         self.level_sizes = loaded.level_sizes
         """Codebook size of every level."""
         self.in_hardware = loaded.in_hardware
-        """Whether its device multiplies numbers of its compute type itself."""
+        """Whether its device multiplies numbers of its compute type in hardware."""
 
     @property
     def pid(self) -> int:

@@ -1,4 +1,4 @@
-"""Which types a device multiplies numbers of: in others, a served policy answers correctly, and far too late."""
+"""Which types a device multiplies in hardware: in others, a served policy answers correctly, and far too late."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROCESSOR_FEATURES: Final = {
 
 
 def in_hardware(compute_type: torch.dtype, device: torch.device) -> bool:
-    """Tell whether a device multiplies numbers of a compute type itself.
+    """Tell whether a device multiplies numbers of a compute type in hardware.
 
     A processor that does not is ten to a hundred times slower in that type than in float32. Where layers multiply in
     int8, all else is in bfloat16 (`LazyAr.for_serving`), so int8 needs both.
