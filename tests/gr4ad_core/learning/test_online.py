@@ -253,6 +253,18 @@ def test_on_too_few_responses_the_gate_goes_by_drift_alone(model):
     assert "calibration" not in report.metrics
 
 
+def test_where_a_few_responses_are_worth_most_calibration_refuses_nothing(model):
+    online = learner(model)
+    online.learn(lists(256, 0))
+    held_out = lists(200, 7)
+    first = next(row for row, each in enumerate(held_out) if (each.responded_N & (each.places_N >= 0)).any())
+    held_out[first] = replace(held_out[first], click_value_N=1e4 * held_out[first].click_value_N)
+    report = check(online, model.eval(), held_out, SIDS, GateLimits(calibration=1.01))
+    assert report.metrics["calibration"] > 1.01
+    assert 1.0 <= report.metrics["effective_responses"] < 20 < report.metrics["held_out_responses"]
+    assert report.refusals == ()
+
+
 def test_on_too_few_lists_the_gate_refuses(model):
     (refusal,) = check(learner(model), model.eval(), lists(9, 7), SIDS, GateLimits()).refusals
     assert refusal == "held_out_lists: 9, below 10: nothing can be told"
