@@ -77,7 +77,7 @@ def test_a_process_computes_in_the_type_it_is_told(artifact_store_url: str) -> N
     for rounded_log_probs, rounded_ecpm in others:
         np.testing.assert_allclose(rounded_log_probs, log_probs, atol=0.2)
         assert (rounded_log_probs != log_probs).all()
-        np.testing.assert_allclose(rounded_ecpm, ecpm, rtol=0.2)
+        np.testing.assert_allclose(rounded_ecpm, ecpm, rtol=0.1)
     assert (others[0][0] != others[1][0]).any()
 
 

@@ -34,13 +34,14 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias_O", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map `[..., I]` to `[..., O]`, in the type of x; add it to a residual `[..., O]` where one is given."""
+        """Map `[..., I]` to `[..., O]`, plus a residual `[..., O]` where one is given, rounded once to the type of x."""
         x_RI, scale_R1 = round_rows(x.reshape(-1, x.shape[-1]))
         y_RO = torch._int_mm(x_RI, self.weight_IO).float().mul_(self.scale_O).mul_(scale_R1)
         if self.bias_O is not None:
             y_RO += self.bias_O
-        y = y_RO.to(x.dtype).view(*x.shape[:-1], len(self.scale_O))
-        return y if residual is None else residual + y
+        if residual is not None:
+            y_RO += residual.reshape(y_RO.shape)
+        return y_RO.to(x.dtype).view(*x.shape[:-1], len(self.scale_O))
 
 
 def round_rows(x_RI: Tensor) -> tuple[Tensor, Tensor]:

@@ -80,11 +80,11 @@ def test_a_row_of_zeros_gives_the_bias_and_what_is_not_finite_stays_so() -> None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_residual_is_added_in_the_type_of_the_states(dtype: torch.dtype) -> None:
+def test_a_sum_with_a_residual_is_rounded_once_to_the_type_of_the_states(dtype: torch.dtype) -> None:
     rounded = Int8Linear(layer(32, 24).to(dtype))
     x, residual = states(6, 32).to(dtype), states(6, 24).to(dtype)
     assert rounded(x).dtype == dtype
-    assert torch.equal(rounded(x, residual), residual + rounded(x))
+    assert torch.equal(rounded(x, residual), (residual.float() + rounded(x.float())).to(dtype))
 
 
 def test_every_linear_layer_below_a_module_is_replaced() -> None:
