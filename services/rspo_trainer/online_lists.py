@@ -44,6 +44,7 @@ class ListTranslator:
         has_ref = bool(served.channel)
         history, _ = history_of(served, self.ads, self._row_of)
         return RewardedCandidates(
+            user_key=_user_key(served),
             history=history,
             sids_NT=self.ads.sids[rows],
             keys_N=self._keys[rows],
@@ -65,7 +66,11 @@ class ListTranslator:
 
 def is_held_out(served: reward_pb2.ServedList) -> bool:
     """Tell whether a list is held out, by its user; a list without one stands for itself."""
-    return _digest(served.user_context.user_id or served.request_id) % HELD_OUT_OF == 0
+    return _user_key(served) % HELD_OUT_OF == 0
+
+
+def _user_key(served: reward_pb2.ServedList) -> int:
+    return _digest(served.user_context.user_id or served.request_id)
 
 
 def _digest(text: str) -> int:

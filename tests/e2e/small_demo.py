@@ -22,7 +22,6 @@ phases.SWAPS, phases.PROBES = 4, 4
 if chaos:
     phases.SWAPS, phases.PROBES, phases.TRACE_WAIT_S = 2, 1, 2.0  # traces die with the services that hold them
     kills.FEW_LISTS = 100_000  # the next one is killed before the log has caught up
-online.REQUESTS = 2048
-online.PUBLISH_LISTS = 128  # the first before there are responses to judge calibration by
+online.REQUESTS, online.PUBLISH_LISTS = 2048, 256
 options = DemoOptions(None if chaos else data, out, seed=3, preset="tiny", command="gr4ad demo", chaos=chaos)
 result.write_bytes(pickle.dumps(asyncio.run(run_demo(options, Console()))))

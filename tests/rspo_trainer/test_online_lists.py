@@ -87,6 +87,16 @@ def test_an_ad_keeps_its_key_in_another_catalogue() -> None:
     assert first.keys_N.tolist() == second.keys_N.tolist()
 
 
+def test_a_list_tells_whose_it_is() -> None:
+    def of(number: int, user: str) -> int:
+        taken = ListTranslator(ADS, RATES).translate(rewarded(served_list(number, user_id=user), a=(0, 0, 0)))
+        assert taken is not None
+        return taken.user_key
+
+    assert of(1, "one") == of(2, "one")
+    assert len({of(1, "one"), of(1, "two"), of(1, ""), of(2, "")}) == 4  # without a user, each stands for itself
+
+
 def test_a_tenth_of_the_users_is_held_out_for_good() -> None:
     def of(user: str, number: int = 1) -> bool:
         return is_held_out(served_list(number, user_id=user))

@@ -38,6 +38,8 @@ NOT_SHOWN = -1
 class RewardedCandidates:
     """One list with what came of it: n candidates in the order they were returned."""
 
+    user_key: int
+    """Whose list it is, any number that is the user's own."""
     history: UserHistory
     """What was known of the user."""
     sids_NT: IntArray

@@ -39,8 +39,9 @@ class GateLimits:
     responses and the charges expected behind them, and need not be exact to order ads well."""
     recall_share: float = 0.7
     """Recall as a share of the starting policy's, at least. Some is given up on purpose, for value."""
-    least_responses: int = 20
-    """Held-out responses from which on recall says something; calibration, from so many of equal worth on."""
+    least_responders: int = 20
+    """Held-out users with a response from which on calibration and recall say something. Users are counted, not
+    responses: what one user responds to time and again is one observation."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,8 @@ class GateReport:
     """What was measured, and what speaks against a publication."""
 
     metrics: dict[str, float]
-    """`held_out_lists`, `drift`, and with enough responses `effective_responses`, `calibration`, `ecpm_calibration` and
-    `held_out_recall@10`, the last two also of the starting policy, with the prefix `start_`."""
+    """`held_out_lists`, `drift`, and with enough responders `calibration`, `ecpm_calibration` and `held_out_recall@10`,
+    the last two also of the starting policy, with the prefix `start_`."""
     refusals: tuple[str, ...]
     """One sentence per limit that is passed; empty if the policy may be published."""
 
@@ -72,10 +73,9 @@ def check(
     """
     lists = [rewarded for rewarded in held_out if rewarded.has_ref]
     metrics = {"held_out_lists": float(len(lists)), "drift": _drift(learner.policy, start, lists)}
-    responses = int(sum(rewarded.responded_N.sum() for rewarded in lists))
-    metrics["held_out_responses"] = float(responses)
-    if responses >= limits.least_responses and learner.rewards.ready:
-        metrics["effective_responses"] = _effective_responses(lists)
+    responders = len({rewarded.user_key for rewarded in lists if rewarded.responded_N.any()})
+    metrics["held_out_responders"] = float(responders)
+    if responders >= limits.least_responders and learner.rewards.ready:
         metrics["calibration"] = _calibration(learner, lists)
         samples = _responses(lists, ad_sids_AT)
         vsl = replace(learner.config.vsl, validation_users=len(samples))
@@ -102,8 +102,7 @@ def _refusals(metrics: dict[str, float], limits: GateLimits) -> list[str]:
         ("calibration", metrics["calibration"], "what was earned"),
         ("ecpm_calibration", ecpm, "what the starting policy expects of responses"),
     ):
-        told = not metrics["effective_responses"] < limits.least_responses
-        if told and not 1.0 / limits.calibration <= ratio <= limits.calibration:
+        if not 1.0 / limits.calibration <= ratio <= limits.calibration:
             refusals.append(f"{what}: expects {ratio:.2f} × {of}, beyond {limits.calibration:g} ×")
     if not metrics[RECALL] >= limits.recall_share * metrics[f"start_{RECALL}"]:
         refusals.append(
@@ -125,14 +124,6 @@ def _drift(policy: LazyAr, start: LazyAr, lists: Sequence[RewardedCandidates]) -
         total += float((now_BN - then_BN)[batch.mask_BN].abs().sum())
         count += int(batch.mask_BN.sum())
     return total / max(1, count)
-
-
-def _effective_responses(lists: Sequence[RewardedCandidates]) -> float:
-    """Return how many responses of equal worth would tell as much of their sum (Kish): few if a few weigh most."""
-    shown = [(rewarded, (rewarded.places_N != NOT_SHOWN) & rewarded.responded_N) for rewarded in lists]
-    worth_M = np.concatenate([rewarded.click_value_N[came] for rewarded, came in shown])
-    squares = float((worth_M**2).sum())
-    return float(worth_M.sum()) ** 2 / squares if squares else 0.0
 
 
 def _calibration(learner: OnlineLearner, lists: Sequence[RewardedCandidates]) -> float:

@@ -46,7 +46,7 @@ def lists(count: int, seed: int, has_ref: bool = True, rate: float = 0.3) -> lis
     """Lists of random ads, the best one in each; responses fall at a rate that is the same for all."""
     rng = np.random.default_rng(seed)
     made = []
-    for _ in range(count):
+    for user in range(count):
         ads = rng.permutation(ADS)[:N]
         if BEST not in ads:
             ads[rng.integers(N)] = BEST
@@ -56,6 +56,7 @@ def lists(count: int, seed: int, has_ref: bool = True, rate: float = 0.3) -> lis
         n = int(rng.integers(4))
         made.append(
             RewardedCandidates(
+                user_key=user,
                 history=UserHistory(
                     sids=SIDS[rng.integers(ADS, size=n)],
                     behaviors=np.full(n, 2),
@@ -212,7 +213,7 @@ def test_the_gate_passes_a_policy_that_has_hardly_moved(model):
     assert 0.0 < report.metrics["drift"] < 2.0
     assert 0.7 < report.metrics["calibration"] < 1.4
     assert report.metrics["ecpm_calibration"] > 0.0
-    assert report.metrics["held_out_responses"] > 100
+    assert report.metrics["held_out_responders"] > 100
 
 
 def test_the_gate_names_each_limit_that_is_passed(model):
@@ -253,16 +254,16 @@ def test_on_too_few_responses_the_gate_goes_by_drift_alone(model):
     assert "calibration" not in report.metrics
 
 
-def test_where_a_few_responses_are_worth_most_calibration_refuses_nothing(model):
+def test_what_a_few_users_respond_to_again_and_again_refuses_nothing(model):
     online = learner(model)
     online.learn(lists(256, 0))
-    held_out = lists(200, 7)
-    first = next(row for row, each in enumerate(held_out) if (each.responded_N & (each.places_N >= 0)).any())
-    held_out[first] = replace(held_out[first], click_value_N=1e4 * held_out[first].click_value_N)
-    report = check(online, model.eval(), held_out, SIDS, GateLimits(calibration=1.01))
-    assert report.metrics["calibration"] > 1.01
-    assert 1.0 <= report.metrics["effective_responses"] < 20 < report.metrics["held_out_responses"]
+    held_out = [replace(each, click_value_N=each.click_value_N * (1 + 9 * ~each.responded_N)) for each in lists(200, 7)]
+    (refusal, *_) = check(online, model.eval(), held_out, SIDS, GateLimits()).refusals
+    assert refusal.startswith("calibration: ")
+    of_few = [replace(each, user_key=each.user_key % 19) for each in held_out]
+    report = check(online, model.eval(), of_few, SIDS, GateLimits())
     assert report.refusals == ()
+    assert report.metrics["held_out_responders"] == 19
 
 
 def test_on_too_few_lists_the_gate_refuses(model):
