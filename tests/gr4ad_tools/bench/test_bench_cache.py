@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -17,14 +16,13 @@ from gr4ad.type.v1 import type_pb2
 from gr4ad_core.learning.data_folder import read_interactions
 from gr4ad_tools.bench import app
 from gr4ad_tools.bench.cache.visits import OPENS_S, Asking, Traffic, Visitors, ended_by_pause, repeated
-from gr4ad_tools.bench.serve import stage
 from gr4ad_tools.bench.serve.client import Outcome
 from gr4ad_tools.simulate import Market
 from gr4ad_tools.simulate.event_log import CLICK_AFTER_S
 from gr4ad_tools.simulate.scenarios import DAY_S
 from typer.testing import CliRunner
 
-from tests.gr4ad_tools.bench.interruption import interrupted
+from tests.gr4ad_tools.bench.tiny_run import interrupted, run_tiny
 
 SECONDS, RATE = 300.0, 3.0
 NOW = 1_800_000_000.0
@@ -182,34 +180,21 @@ def test_a_refused_request_leaves_no_answer() -> None:
     assert ended_by_pause(outcomes, traffic, {"x": 1.0}, TTL_S) == 0
 
 
+OPTIONS = {
+    "--load": "15", "--overload": "30", "--turns": "2", "--seconds": "4", "--keep-seconds": "5", "--churn": "0.5",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny run of it all."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a tiny run of it all, and its figures."""
     folder = tmp_path_factory.mktemp("cache")
-    run_tiny(folder)
-    return folder
-
-
-def run_tiny(folder: Path) -> None:
-    options = {
-        "--preset": "tiny", "--ads": "300", "--widths": "4-8-32", "--candidates": "10", "--budget-ms": "1000",
-        "--load": "15", "--overload": "30", "--turns": "2", "--seconds": "4", "--capacity-seconds": "0.5",
-        "--keep-seconds": "5", "--churn": "0.5", "--out": str(folder),
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "SCENARIO", "tiny")
-        result = CliRunner().invoke(app, ["cache", *(word for option in options.items() for word in option), "--json"])
-    assert result.exit_code == 0, result.output
-
-
-def figures_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["figures"]
-    return found
+    return folder, run_tiny("cache", OPTIONS, folder)
 
 
 @pytest.mark.long
-def test_measures_a_running_generator(run_folder: Path) -> None:
-    figures = figures_of(run_folder)
+def test_measures_a_running_generator(run: tuple[Path, dict[str, Any]]) -> None:
+    _, figures = run
     assert 0 < figures["cache_hit_share"]["value"] <= figures["repeated_share"]["value"] + 0.01
     assert figures["cache_hit_share"]["n"] == figures["cache_qps_gain"]["n"] == 2
     assert figures["cache_hit_share"]["min"] <= figures["cache_hit_share"]["max"]
@@ -223,13 +208,12 @@ def test_measures_a_running_generator(run_folder: Path) -> None:
 
 
 @pytest.mark.long
-def test_an_interrupted_run_goes_on_where_it_was(run_folder: Path, tmp_path: Path) -> None:
-    whole = figures_of(run_folder)
+def test_an_interrupted_run_goes_on_where_it_was(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    finished, whole = run
     folder = tmp_path / "cache"
-    shutil.copytree(run_folder, folder)
+    shutil.copytree(finished, folder)
     kept = interrupted(folder, "turn 1")
-    run_tiny(folder)
-    figures = figures_of(folder)
+    figures = run_tiny("cache", OPTIONS, folder)
     assert figures.keys() == whole.keys()
     assert figures["nominal_rps"] == whole["nominal_rps"]
     first = kept["turn 0"]["seen"]["shares"]["cache_hit_share"]

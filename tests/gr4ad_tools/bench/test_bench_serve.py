@@ -42,7 +42,7 @@ from gr4ad_tools.bench.serve.session import background
 from gr4ad_tools.bench.serve.swaps import PolicySwaps, swaps_seen
 from typer.testing import CliRunner
 
-from tests.gr4ad_tools.bench.interruption import interrupted
+from tests.gr4ad_tools.bench.tiny_run import interrupted, run_tiny
 
 ADS = tuple(f"ad-{number}" for number in range(50))
 HELD_S = 0.3
@@ -289,34 +289,22 @@ def test_what_fails_in_the_background_comes_out() -> None:
         asyncio.run(run())
 
 
+OPTIONS = {
+    "--loads": "50,150", "--fixed-loads": "150", "--seconds": "1.5", "--churn": "5", "--soak": "0.15", "--swaps": "15",
+    "--compared": "10",
+}  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny run of it all."""
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of a tiny run of it all, and its figures."""
     folder = tmp_path_factory.mktemp("serve")
-    run_tiny(folder)
-    return folder
-
-
-def run_tiny(folder: Path) -> None:
-    options = {
-        "--preset": "tiny", "--ads": "300", "--widths": "4-8-32", "--candidates": "10", "--budget-ms": "1000",
-        "--loads": "50,150", "--fixed-loads": "150", "--seconds": "1.5", "--capacity-seconds": "0.5", "--churn": "5",
-        "--soak": "0.15", "--swaps": "15", "--compared": "10", "--out": str(folder),
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "SCENARIO", "tiny")
-        result = CliRunner().invoke(app, ["serve", *(word for option in options.items() for word in option), "--json"])
-    assert result.exit_code == 0, result.output
-
-
-def figures_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "summary.json").read_text())["figures"]
-    return found
+    return folder, run_tiny("serve", OPTIONS, folder)
 
 
 @pytest.mark.long
-def test_puts_load_on_a_running_generator(run_folder: Path) -> None:
-    figures = figures_of(run_folder)
+def test_puts_load_on_a_running_generator(run: tuple[Path, dict[str, Any]]) -> None:
+    folder, figures = run
     assert figures["nominal_rps"]["value"] > 0
     assert figures["answered_share_at_50"]["n"] > 0
     assert figures["adaptive_over_fixed_at_150"]["n"] > 0
@@ -328,17 +316,16 @@ def test_puts_load_on_a_running_generator(run_folder: Path) -> None:
     assert figures["failed"]["value"] == figures["soak_failed"]["value"] == figures["restarts"]["value"] == 0
     assert 1 <= figures["soak_swaps"]["value"] <= figures["soak_swaps"]["n"]
     assert figures["soak_rss_mb"]["value"] > 50  # torch alone is more
-    assert "p99 of answers" in (run_folder / "report.html").read_text()
+    assert "p99 of answers" in (folder / "report.html").read_text()
 
 
 @pytest.mark.long
-def test_an_interrupted_run_goes_on_where_it_was(run_folder: Path, tmp_path: Path) -> None:
-    whole = figures_of(run_folder)
+def test_an_interrupted_run_goes_on_where_it_was(run: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    finished, whole = run
     folder = tmp_path / "serve"
-    shutil.copytree(run_folder, folder)
+    shutil.copytree(finished, folder)
     kept = interrupted(folder, "load 150", "soak")
-    run_tiny(folder)
-    figures = figures_of(folder)
+    figures = run_tiny("serve", OPTIONS, folder)
     assert figures.keys() == whole.keys()
     assert kept["capacity"]["figures"].items() <= figures.items()
     assert kept["load 50"]["figures"].items() <= figures.items()
