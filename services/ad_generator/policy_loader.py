@@ -108,7 +108,7 @@ class PolicyLoader:
                 "compute_type_emulated",
                 device=self._device,
                 compute_type=self._compute_type,
-                reason="this device does not multiply that type in hardware: a call takes ten times as long or more",
+                reason="this device does not multiply that type in hardware: calls take many times as long",
                 remedy="set GR4AD_COMPUTE_TYPE to float32, or let the generator run where the processor has them",
             )
         return LoadedPolicy(ref, process)

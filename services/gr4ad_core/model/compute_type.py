@@ -16,7 +16,7 @@ PROCESSOR_FEATURES: Final = {
 def in_hardware(compute_type: torch.dtype, device: torch.device) -> bool:
     """Tell whether a device multiplies numbers of a compute type in hardware.
 
-    A processor that does not is ten to a hundred times slower in that type than in float32. Where layers multiply in
+    A processor that does not is many times slower in that type than in float32. Where layers multiply in
     int8, all else is in bfloat16 (`LazyAr.for_serving`), so int8 needs both.
     """
     if compute_type == torch.float32:

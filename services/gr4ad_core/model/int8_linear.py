@@ -34,7 +34,7 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias_O", None if linear.bias is None else linear.bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Map `[..., I]` to `[..., O]`, plus a residual `[..., O]` where one is given, rounded once to the type of x."""
+        """Map `[..., I]` to `[..., O]`, plus a residual `[..., O]` where one is given, rounded once to x's type."""
         x_RI, scale_R1 = round_rows(x.reshape(-1, x.shape[-1]))
         y_RO = torch._int_mm(x_RI, self.weight_IO).float().mul_(self.scale_O).mul_(scale_R1)
         if self.bias_O is not None:
