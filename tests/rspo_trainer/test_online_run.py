@@ -28,7 +28,7 @@ from tests.rspo_trainer.conftest import ADS, Trainer, running_trainer
 from tests.rspo_trainer.policies import activate
 
 SHOWN, RETURNED = 4, 8
-RESPONSE_RATE = 0.3
+RESPONSE_RATE = 0.5
 PUBLISH_LISTS = 64
 
 
@@ -39,7 +39,7 @@ def _short_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def user_of(number: int) -> str:
-    return f"user-{number % 97}"
+    return f"user-{number}"
 
 
 async def serve_lists(rewards: reward_pb2_grpc.RewardServiceAsyncStub, numbers: Iterable[int]) -> None:
