@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -28,3 +29,9 @@ def in_hardware(compute_type: torch.dtype, device: torch.device) -> bool:
     has = torch.cpu.get_capabilities()
     needed = {torch.bfloat16, compute_type}
     return all(any(has.get(name, False) for name in PROCESSOR_FEATURES[each]) for each in needed)
+
+
+@cache
+def multiplies_tiles() -> bool:
+    """Tell whether the processor multiplies whole tiles of bfloat16 by one instruction (AMX)."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16", False))

@@ -7,12 +7,14 @@ W beams, C context vectors, D model width, H heads, K head width, R heads of all
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 
+from gr4ad_core.model.compute_type import multiplies_tiles
 from gr4ad_core.model.config import LazyArConfig
 
 EPSILON: Final = torch.finfo(torch.float32).eps
@@ -31,17 +33,27 @@ class RmsNorm(nn.RMSNorm):
         if torch.is_grad_enabled() or x.device.type != "cpu":
             normed: Tensor = super().forward(x)
             return normed
-        return scaled_to_one(x).mul_(self.weight)
+        scaled = scaled_to_one(x)
+        return scaled.mul_(self.weight) if self.weight is not None else scaled
+
+    def give_gain_to(self, reader: nn.Linear) -> None:
+        """Let the one layer that reads this norm, in a model that is not trained any more, apply its gain."""
+        reader.weight.data *= self.weight.data
+        self.register_parameter("weight", None)
 
 
 def scaled_to_one(x: Tensor) -> Tensor:
     """Scale each vector of the last dimension to a mean square of one."""
     if torch.is_grad_enabled() or x.device.type != "cpu":
         return rms_norm(x, x.shape[-1:], eps=EPSILON)
-    # The same in fewer passes over x: torch has no kernel of its own for processors.
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
-    scale = torch.rsqrt(norm.square_().div_(x.shape[-1]).add_(EPSILON))
-    return x * scale.to(x.dtype)
+    # The same in fewer operations and passes over x: torch has no kernel of its own for processors.
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.hypot_(_least_norm(x.shape[-1], x.dtype)).mul_(x.shape[-1] ** -0.5)
+
+
+@cache
+def _least_norm(width: int, dtype: torch.dtype) -> Tensor:
+    return torch.tensor((width * EPSILON) ** 0.5, dtype=dtype)
 
 
 class ResidualLinear(nn.Linear):
@@ -77,8 +89,8 @@ class SwiGlu(nn.Module):
 def attend(q_BHQK: Tensor, keys_BHCK: Tensor, values_BHCK: Tensor, bias_B11C: Tensor) -> Tensor:
     """Read values by softmax(q · k / √K + bias), `[B, H, Q, K]`."""
     y_BHQK: Tensor
-    if q_BHQK.device.type == "cpu" and q_BHQK.dtype == torch.bfloat16:
-        # torch's fused attention multiplies bfloat16 in small blocks; whole products of hundreds of beams are faster.
+    if q_BHQK.device.type == "cpu" and q_BHQK.dtype == torch.bfloat16 and not multiplies_tiles():
+        # Without tiles, torch's fused attention is slower in bfloat16 than whole products of hundreds of beams.
         q_RQK, keys_RCK, values_RCK = (x_BHCK.flatten(0, 1) for x_BHCK in (q_BHQK, keys_BHCK, values_BHCK))
         bias_R1C = bias_B11C.expand(-1, q_BHQK.shape[1], -1, -1).flatten(0, 1)
         scores_RQC = torch.baddbmm(bias_R1C, q_RQK, keys_RCK.transpose(1, 2), alpha=q_BHQK.shape[-1] ** -0.5)
