@@ -45,7 +45,10 @@ class DataFolderError(Exception):
     def __init__(self, file: str, line: int, field: str, value: str, remedy: str) -> None:
         self.problem = Problem(file, line, field, value, remedy)
         self.file, self.line, self.field, self.value, self.remedy = file, line, field, value, remedy
-        super().__init__(str(self.problem))
+        super().__init__(file, line, field, value, remedy)
+
+    def __str__(self) -> str:
+        return str(self.problem)
 
     @classmethod
     def of(cls, problem: Problem) -> DataFolderError:

@@ -179,3 +179,8 @@ def test_says_what_is_wrong(tmp_path: Path) -> None:
         result = CliRunner().invoke(app, ["recall", *arguments, "--out", str(tmp_path / "out")])
         assert result.exit_code == 1
         assert message in result.output
+
+    (data / "items.jsonl").write_text("no JSON\n")
+    result = CliRunner().invoke(app, ["recall", "--data", str(data), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "items.jsonl:1: " in result.output

@@ -15,7 +15,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from torch.profiler import ProfilerActivity, profile
 
 from gr4ad_tools.bench.decode.comparisons import COMPARISONS, Rounds
-from gr4ad_tools.bench.decode.turns import WARM_UP, decoding_with
+from gr4ad_tools.bench.decode.turns import WARM_UP, apart
 from gr4ad_tools.bench.decode.workload import Setting, Workload, engine_shape
 from gr4ad_tools.call_error import leave
 from gr4ad_tools.codebook import parse_sizes
@@ -74,11 +74,10 @@ def decode_command(
         )
         setting = Setting(config, ads, parse_sizes(beams) or (), batch, seed, device)
         counts = Rounds(rounds, generate_rounds, parse_sizes(sizes) or ())
-        with decoding_with(threads):
-            if profiled:
-                print(profile_table(Workload.draw(setting)))
-                return
-            found = _measured(setting, counts, chosen, out)
+        if profiled:
+            print(apart(threads, profile_table, setting))
+            return
+        found = apart(threads, _measured, setting, counts, chosen, out)
     except (ValueError, OutputFolderError) as error:
         leave(str(error))
     except KeyboardInterrupt:
@@ -112,11 +111,12 @@ def _plain(value: Any) -> dict[str, Any]:
     return plain
 
 
-def profile_table(work: Workload) -> str:
-    """Return the operations of one batch that took the most time of their own on the workload's device."""
+def profile_table(setting: Setting) -> str:
+    """Return the operations of one batch that took the most time of their own on the setting's device."""
+    work = Workload.draw(setting)
     for number in range(WARM_UP):
         work.decode(number)
-    device = work.setting.device
+    device = setting.device
     with profile(activities={ProfilerActivity.CPU, getattr(ProfilerActivity, device.upper())}) as recorded:
         work.decode(WARM_UP)
     table: str = recorded.key_averages().table(sort_by=f"self_{device}_time_total", row_limit=PROFILE_ROWS)

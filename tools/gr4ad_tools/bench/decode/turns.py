@@ -1,13 +1,15 @@
-"""Steps that take turns, and what is said of the times they took."""
+"""Steps that take turns in a process of their own, and what is said of the times they took."""
 
 from __future__ import annotations
 
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from time import perf_counter
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +20,7 @@ from gr4ad_tools import figures
 from gr4ad_tools.bootstrap import CONFIDENCE, RESAMPLES
 from gr4ad_tools.figures import Figure
 
+Found = TypeVar("Found")
 Step = Callable[[int], object]
 """What is timed; it is told the number of its round."""
 
@@ -25,16 +28,38 @@ WARM_UP: Final = 2
 """First rounds that do not count."""
 
 
+def apart(threads: int, measure: Callable[..., Found], *arguments: object) -> Found:
+    """Call a function in a process of its own, for which torch may use the whole machine, with memory as a policy's.
+
+    Its threads spin while they wait for each other: most operations are over before a thread that sleeps is awake.
+    Other commands' threads sleep, since they share the cores with services. Torch is told once, as it starts.
+
+    Args:
+        threads: Of torch; 0 for all cores.
+        measure: Of a module's top level, as are the arguments' types.
+        arguments: Its own.
+    """
+    with _spinning(), ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_with_threads, threads or os.cpu_count() or 1, measure, *arguments).result()
+
+
 @contextmanager
-def decoding_with(threads: int) -> Iterator[None]:
-    """Let torch use so many threads in the block, 0 for all cores, and memory as the process of a policy does."""
-    keep_freed_memory()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+def _spinning() -> Iterator[None]:
+    before = os.environ.get("OMP_WAIT_POLICY")
+    os.environ["OMP_WAIT_POLICY"] = "active"
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        if before is None:
+            del os.environ["OMP_WAIT_POLICY"]
+        else:
+            os.environ["OMP_WAIT_POLICY"] = before
+
+
+def _with_threads(threads: int, measure: Callable[..., Found], *arguments: object) -> Found:
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    return measure(*arguments)
 
 
 def in_turn(steps: Mapping[str, Step], rounds: int, bar: Progress, what: str) -> dict[str, list[float]]:

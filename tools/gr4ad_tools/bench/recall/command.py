@@ -20,7 +20,7 @@ from gr4ad_core.model.lazy_ar import LazyAr
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gr4ad_tools.bench.decode.turns import decoding_with
+from gr4ad_tools.bench.decode.turns import apart
 from gr4ad_tools.bench.held_out_policy import (
     ad_table,
     encode_ads,
@@ -36,7 +36,7 @@ from gr4ad_tools.demo.phases import fingerprint
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.leave_one_out import LeaveOneOut
 from gr4ad_tools.measure import show_summary, write_summary
-from gr4ad_tools.simulate import SCENARIOS, Market, version_hash
+from gr4ad_tools.simulate import SCENARIOS, Market, MarketConfig, version_hash
 
 GENERATED: Final = replace(SCENARIOS["steady"](), users=12_000)
 """The market of a run without a data folder: users enough to tell a difference of 1 % in recall."""
@@ -64,8 +64,7 @@ def recall_command(
     if preset not in PRESETS:
         leave(f"--preset: {preset}: choose of {', '.join(PRESETS)}")
     try:
-        with decoding_with(threads):
-            found = recall_figures(_answers(data, preset, seed, out))
+        found = recall_figures(apart(threads, _answers, data or GENERATED, preset, seed, out))
     except (ValueError, DataFolderError, OutputFolderError) as error:
         leave(str(error))
     except KeyboardInterrupt:
@@ -74,14 +73,14 @@ def recall_command(
     show_summary(document, found, out, as_json)
 
 
-def _answers(data: Path | None, preset: str, seed: int, out: Path) -> dict[str, Answers]:
+def _answers(data: Path | MarketConfig, preset: str, seed: int, out: Path) -> dict[str, Answers]:
     """Return the answers of all paths, one path after the other, by a policy that is trained once."""
-    source = {"market": version_hash(GENERATED)} if data is None else {"data": fingerprint(data)}
+    source = {"data": fingerprint(data)} if isinstance(data, Path) else {"market": version_hash(data)}
     asked_for = {"preset": preset, "seed": seed, "threads": torch.get_num_threads()}
     state = RunState.open(out, source | asked_for)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        folder = data or _market(state, seed, bar)
+        folder = data if isinstance(data, Path) else _market(data, seed, state, bar)
         items, split = read_split(folder, seed)
         if not len(split.users_M):
             raise ValueError(f"--data: {folder}: no user has three clicks or conversions: give longer histories")
@@ -105,13 +104,13 @@ def _kept(file: Path) -> Answers:
         return Answers(**arrays)
 
 
-def _market(state: RunState, seed: int, bar: Progress) -> Path:
-    """Return the data folder of the generated market, written once."""
+def _market(config: MarketConfig, seed: int, state: RunState, bar: Progress) -> Path:
+    """Return the data folder of a generated market, written once."""
     folder = state.folder / "market"
     if "market" not in state.results:
         task = bar.add_task("generate a market", total=1)
-        Market(config=GENERATED, seed=seed).write_folder(folder)
-        state.done("market", version_hash(GENERATED))
+        Market(config=config, seed=seed).write_folder(folder)
+        state.done("market", version_hash(config))
         bar.update(task, completed=1)
     return folder
 
