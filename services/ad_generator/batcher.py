@@ -79,6 +79,7 @@ class Batcher(Generic[Q, R]):
         self._candidate_count = candidate_count
         self._on_batch = on_batch
         self._arrived = asyncio.Event()
+        self._answering: set[asyncio.Task[None]] = set()
 
     @property
     def waiting(self) -> int:
@@ -135,8 +136,18 @@ class Batcher(Generic[Q, R]):
         cost_error = self._queue.finished(batch, time.monotonic())
         wait_s = (started_ns - min(waiting.enqueued_ns for waiting in batch.items)) * 1e-9
         self._on_batch(BatchRecord(batch.plan, len(requests), wait_s, (finished_ns - started_ns) * 1e-9, cost_error))
-        for waiting, result in zip(batch.items, results, strict=True):
+        answers = [
+            Batched(result, waiting.enqueued_ns, started_ns, finished_ns, batch_size=len(requests))
+            for waiting, result in zip(batch.items, results, strict=True)
+        ]
+        answering = asyncio.create_task(self._answer(batch.items, answers), name="answers of a batch")
+        self._answering.add(answering)
+        answering.add_done_callback(self._answering.discard)
+
+    async def _answer(self, items: Sequence[Waiting[Q, R]], answers: Sequence[Batched[R]]) -> None:
+        """Give callers their answers one at a time: each takes the event loop a while, and who is refused waits for
+        one of them, not for all. The next batch goes on meanwhile."""
+        for waiting, answer in zip(items, answers, strict=True):
             if not waiting.future.done():
-                waiting.future.set_result(
-                    Batched(result, waiting.enqueued_ns, started_ns, finished_ns, batch_size=len(requests))
-                )
+                waiting.future.set_result(answer)
+            await asyncio.sleep(0)

@@ -19,7 +19,7 @@ from gr4ad_runtime.log import get_logger
 log = get_logger(__name__)
 
 LARGEST_BATCH: Final = 64
-"""Lists per call: what the event loop can translate and serialise in a few milliseconds."""
+"""Lists per call: what the event loop can serialise in a few milliseconds."""
 LINGER_S: Final = 0.2
 """How long the first list of a batch waits for others."""
 CALL_TIMEOUT_S: Final = 5.0
@@ -134,7 +134,10 @@ class ListSender:
 
     async def _send(self, batch: Sequence[Served]) -> None:
         wait_s = FIRST_WAIT_S
-        request = reward_pb2.BatchCreateServedListsRequest(served_lists=map(served_list, batch))
+        request = reward_pb2.BatchCreateServedListsRequest()
+        for served in batch:
+            request.served_lists.append(served_list(served))
+            await asyncio.sleep(0)  # requests do not wait for the translation of a whole batch
         while True:
             try:
                 await self._stub.BatchCreateServedLists(request, timeout=CALL_TIMEOUT_S)

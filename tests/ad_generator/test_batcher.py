@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 
 import pytest
 from ad_generator.batch_plan import Limits
@@ -64,6 +65,28 @@ async def test_each_caller_gets_its_own_result() -> None:
     assert worker.threads == {"worker_0"}
     assert {batched.batch_size for batched in results} == {4}
     assert all(b.enqueued_ns <= b.started_ns <= b.finished_ns for b in results)
+
+
+async def test_other_work_gets_its_turn_between_two_answers_of_a_batch() -> None:
+    happened: list[str] = []
+
+    async def caller(batcher: Batcher[int, int], number: int) -> None:
+        await batcher.submit(number, soon())
+        happened.append("answer")
+
+    async def others() -> None:
+        while True:
+            happened.append("turn")
+            await asyncio.sleep(0)
+
+    worker = Worker()
+    async with running(worker.compute) as batcher:
+        turns = asyncio.create_task(others())
+        await asyncio.gather(*(caller(batcher, number) for number in range(4)))
+        turns.cancel()
+    assert worker.batches == [[0, 1, 2, 3]]
+    answers = [place for place, what in enumerate(happened) if what == "answer"]
+    assert all(after - before > 1 for before, after in pairwise(answers))
 
 
 async def test_what_arrives_during_a_batch_goes_together_in_the_next() -> None:

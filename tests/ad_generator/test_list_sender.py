@@ -68,6 +68,21 @@ async def test_lists_go_in_batches_with_all_they_say(sender: ListSender, rewards
     assert (sender.queued, sender.dropped) == (0, 0)
 
 
+async def test_other_work_gets_its_turn_between_the_lists_of_a_batch(
+    sender: ListSender, rewards: RewardLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns, at = 0, []
+    translate = list_sender.served_list
+    monkeypatch.setattr(list_sender, "served_list", lambda served: at.append(turns) or translate(served))
+    for number in range(8):
+        sender.offer(served(f"list-{number}"))
+    while sender.queued:
+        turns += 1
+        await asyncio.sleep(0)
+    assert rewards.calls == 1
+    assert len(set(at)) == 8
+
+
 def test_a_bucket_of_zero_is_sent_and_none_is_absent() -> None:
     assert list_sender.served_list(served("list", bucket=0)).HasField("bucket")
     assert not list_sender.served_list(served("list", bucket=None)).HasField("bucket")
