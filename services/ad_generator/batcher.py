@@ -86,8 +86,8 @@ class Batcher(Generic[Q, R]):
         """Requests in the queue."""
         return len(self._queue)
 
-    async def submit(self, request: Q, deadline: float) -> Batched[R]:
-        """Queue a request and wait for its result.
+    def submit(self, request: Q, deadline: float) -> asyncio.Future[Batched[R]]:
+        """Queue a request, or refuse it at once, and return its result to come; cancelled, it leaves the queue.
 
         Args:
             request: What to compute.
@@ -95,12 +95,13 @@ class Batcher(Generic[Q, R]):
 
         Raises:
             ResourceExhaustedError: The queue is full or too long for the request's time.
-            DeadlineExceededError: The deadline passed before the request's turn came, or could not be met any more.
+            DeadlineExceededError: In the future: the deadline passed before the request's turn came, or could no longer
+                be met.
         """
         waiting: Waiting[Q, R] = Waiting(request, asyncio.get_running_loop().create_future())
         self._queue.offer(waiting, self._candidate_count(request), deadline, time.monotonic())
         self._arrived.set()
-        return await waiting.future
+        return waiting.future
 
     async def run(self) -> None:
         """Answer queued requests until cancelled."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from gr4ad_runtime.errors import DeadlineExceededError
 
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 @dataclass(eq=False)
 class _Running(Generic[R]):
-    task: asyncio.Task[R]
+    result: asyncio.Future[R]
     deadline: float
     waiting: int = 0
 
@@ -40,9 +40,7 @@ class SharedComputations(Generic[R]):
         """Computations under way."""
         return len(self._running)
 
-    async def result(
-        self, key: Hashable, deadline: float, compute: Callable[[], Coroutine[Any, Any, R]]
-    ) -> tuple[R, bool]:
+    async def result(self, key: Hashable, deadline: float, compute: Callable[[], asyncio.Future[R]]) -> tuple[R, bool]:
         """Return the result of a computation, and whether another caller had started it.
 
         A caller whose time outlasts that of the computation, which then fails for want of it, has it started anew.
@@ -50,7 +48,7 @@ class SharedComputations(Generic[R]):
         Args:
             key: The question: equal keys have equal results.
             deadline: Of this caller, on the clock.
-            compute: Starts the computation; it minds this caller's deadline by itself.
+            compute: Starts the computation, which minds this caller's deadline by itself, or refuses to.
 
         Raises:
             DeadlineExceededError: The caller's time was over first.
@@ -58,8 +56,8 @@ class SharedComputations(Generic[R]):
         """
         while True:
             running = self._running.get(key)
-            others = running is not None
-            if running is None:
+            others = running is not None and not running.result.done()
+            if running is None or not others:
                 running = self._start(key, deadline, compute)
             try:
                 found = await self._wait(key, running, deadline)
@@ -73,15 +71,10 @@ class SharedComputations(Generic[R]):
                 self.own += 1
             return found, others
 
-    def _start(self, key: Hashable, deadline: float, compute: Callable[[], Coroutine[Any, Any, R]]) -> _Running[R]:
-        async def run() -> R:
-            try:
-                return await compute()
-            finally:
-                self._forget(key, running)
-
-        running = _Running(asyncio.create_task(run(), name="shared computation"), deadline)
+    def _start(self, key: Hashable, deadline: float, compute: Callable[[], asyncio.Future[R]]) -> _Running[R]:
+        running = _Running(compute(), deadline)
         self._running[key] = running
+        running.result.add_done_callback(lambda _: self._forget(key, running))
         return running
 
     async def _wait(self, key: Hashable, running: _Running[R], deadline: float) -> R:
@@ -89,19 +82,19 @@ class SharedComputations(Generic[R]):
         time_left = max(0.0, deadline - self._clock()) if deadline < running.deadline else None
         running.waiting += 1
         try:
-            await asyncio.wait([running.task], timeout=time_left)
+            await asyncio.wait([running.result], timeout=time_left)
         finally:
             running.waiting -= 1
-            if running.waiting == 0 and not running.task.done():
-                running.task.cancel()
+            if running.waiting == 0 and not running.result.done():
+                running.result.cancel()
                 self._forget(key, running)
-        if not running.task.done():
+        if not running.result.done():
             raise DeadlineExceededError(
                 "latency_budget_us",
                 "over while an equal request was computed",
                 "allow more time, or add generator replicas",
             )
-        return running.task.result()
+        return running.result.result()
 
     def _forget(self, key: Hashable, running: _Running[R]) -> None:
         if self._running.get(key) is running:

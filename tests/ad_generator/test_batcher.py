@@ -93,10 +93,10 @@ async def test_what_arrives_during_a_batch_goes_together_in_the_next() -> None:
     worker = Worker()
     worker.free.clear()
     async with running(worker.compute) as batcher:
-        first = asyncio.create_task(batcher.submit(1, soon()))
+        first = asyncio.ensure_future(batcher.submit(1, soon()))
         while not worker.batches:
             await asyncio.sleep(0.001)
-        others = [asyncio.create_task(batcher.submit(number, soon())) for number in (2, 3)]
+        others = [asyncio.ensure_future(batcher.submit(number, soon())) for number in (2, 3)]
         await asyncio.sleep(0.01)
         assert batcher.waiting == 2
         worker.free.set()
@@ -108,10 +108,10 @@ async def test_a_full_queue_refuses_with_a_remedy() -> None:
     worker = Worker()
     worker.free.clear()
     async with running(worker.compute, max_size=1, queue_limit=2) as batcher:
-        tasks = [asyncio.create_task(batcher.submit(0, soon()))]
+        tasks = [asyncio.ensure_future(batcher.submit(0, soon()))]
         while not worker.batches:
             await asyncio.sleep(0.001)
-        tasks += [asyncio.create_task(batcher.submit(number, soon())) for number in (1, 2)]
+        tasks += [asyncio.ensure_future(batcher.submit(number, soon())) for number in (1, 2)]
         await asyncio.sleep(0)
         with pytest.raises(ResourceExhaustedError, match="2 requests waiting: retry after a back-off"):
             await batcher.submit(3, soon())
@@ -123,11 +123,11 @@ async def test_what_is_late_is_answered_and_not_computed() -> None:
     worker = Worker()
     worker.free.clear()
     async with running(worker.compute) as batcher:
-        first = asyncio.create_task(batcher.submit(0, soon()))
+        first = asyncio.ensure_future(batcher.submit(0, soon()))
         while not worker.batches:
             await asyncio.sleep(0.001)
-        late = asyncio.create_task(batcher.submit(1, time.monotonic() + 0.02))
-        in_time = asyncio.create_task(batcher.submit(2, soon()))
+        late = asyncio.ensure_future(batcher.submit(1, time.monotonic() + 0.02))
+        in_time = asyncio.ensure_future(batcher.submit(2, soon()))
         await asyncio.sleep(0.05)
         worker.free.set()
         with pytest.raises(DeadlineExceededError, match="latency_budget_us"):
@@ -140,10 +140,10 @@ async def test_a_caller_that_has_gone_is_not_computed() -> None:
     worker = Worker()
     worker.free.clear()
     async with running(worker.compute) as batcher:
-        first = asyncio.create_task(batcher.submit(0, soon()))
+        first = asyncio.ensure_future(batcher.submit(0, soon()))
         while not worker.batches:
             await asyncio.sleep(0.001)
-        gone = asyncio.create_task(batcher.submit(1, soon()))
+        gone = asyncio.ensure_future(batcher.submit(1, soon()))
         await asyncio.sleep(0.01)
         gone.cancel()
         worker.free.set()
@@ -173,12 +173,12 @@ async def test_the_earliest_deadline_goes_first() -> None:
     worker = Worker()
     worker.free.clear()
     async with running(worker.compute, max_size=2) as batcher:
-        tasks = [asyncio.create_task(batcher.submit(0, soon()))]
+        tasks = [asyncio.ensure_future(batcher.submit(0, soon()))]
         while not worker.batches:
             await asyncio.sleep(0.001)
         now = time.monotonic()
         for number, seconds in ((1, 9.0), (2, 8.0), (3, 7.0), (4, 6.0)):
-            tasks.append(asyncio.create_task(batcher.submit(number, now + seconds)))
+            tasks.append(asyncio.ensure_future(batcher.submit(number, now + seconds)))
         await asyncio.sleep(0.01)
         worker.free.set()
         await asyncio.gather(*tasks)
@@ -194,9 +194,13 @@ async def test_a_queue_too_long_for_the_time_refuses_at_once_and_hints_when_to_r
         for number in range(40):  # what a call takes has to be learned
             await batcher.submit(number, soon())
         deadline = time.monotonic() + 1.0  # for 3 s of work
-        calls = [batcher.submit(number, deadline) for number in range(150)]
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    refused = [outcome for outcome in outcomes if isinstance(outcome, ResourceExhaustedError)]
+        taken, refused = [], []
+        for number in range(150):
+            try:
+                taken.append(batcher.submit(number, deadline))
+            except ResourceExhaustedError as error:
+                refused.append(error)
+        outcomes = await asyncio.gather(*taken, return_exceptions=True)
     assert len(refused) >= 100
     assert not isinstance(outcomes[0], Exception)
     assert all("too long for this one's time" in error.message for error in refused)

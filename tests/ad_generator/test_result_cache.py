@@ -49,7 +49,7 @@ class Market:
         self.table = AdTable((3, 4))
         self.cache = ResultCache(TTL_S, max_entries, max_bytes, clock=lambda: self.now)
         self.state: Any = None
-        batcher = SimpleNamespace(submit=self._submit)
+        batcher = SimpleNamespace(submit=lambda *asked: asyncio.ensure_future(self._submit(*asked)))
         engine = SimpleNamespace()
         self.generation = Generation(
             engine,
