@@ -6,6 +6,9 @@ import os
 import sys
 
 NAME = "ad_generator"
+SWITCH_INTERVAL_S = 0.0003
+"""How long the thread that prepares model calls may keep the interpreter from the event loop; Python's default is 5 ms,
+which is all the time that a refusal has."""
 
 
 def main() -> int:
@@ -21,6 +24,7 @@ def main() -> int:
     settings = read_settings(AdGeneratorSettings)
     # For the policies' processes, before torch starts there: it decides how many threads a model call may take.
     os.environ["OMP_NUM_THREADS"] = str(settings.torch_threads)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     configure_logging(NAME, settings.log_level)  # before KServe would set up its own
 
     from ad_generator.kserve_model import GeneratorModel

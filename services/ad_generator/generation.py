@@ -21,9 +21,9 @@ from ad_generator.shared_computation import SharedComputations
 
 Response = generation_pb2.GenerateAdsResponse
 
-ANSWERED_WITHIN: Final = 0.95
-"""Share of its time in which a request must be answered here; what is left is for the ways that are not seen here, from
-the caller and back."""
+ANSWERED_WITHIN: Final = 0.93
+"""Share of its time in which a request must be computed; what is left is for the ways that are not seen here, from the
+caller and back, and for writing the answer down."""
 
 
 class Generation:
