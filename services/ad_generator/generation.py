@@ -21,7 +21,7 @@ from ad_generator.shared_computation import SharedComputations
 
 Response = generation_pb2.GenerateAdsResponse
 
-ANSWERED_WITHIN: Final = 0.93
+ANSWERED_WITHIN: Final = 0.9
 """Share of its time in which a request must be computed; what is left is for the ways that are not seen here, from the
 caller and back, and for writing the answer down."""
 

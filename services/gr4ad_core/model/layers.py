@@ -183,6 +183,11 @@ class ParallelLayer(nn.Module):
         out: Tensor = self.feed_forward(self.feed_forward_norm(x_BQD), x_BQD)
         return out
 
+    def fold_gains(self) -> None:
+        """Make the norms' gains part of the projections behind them, in a layer that is not trained any more."""
+        self.cross_norm.give_gain_to(self.cross_attention.query)
+        self.feed_forward_norm.give_gain_to(self.feed_forward.gate_and_input)
+
 
 class CausalLayer(nn.Module):
     """An autoregressive layer: causal self-attention over levels, then a parallel layer."""
@@ -218,3 +223,8 @@ class CausalLayer(nn.Module):
         x_BWD = self.level_attention.read_path(q_BWD, remember(kv_BWE), x_BWD)
         out: Tensor = self.parallel(x_BWD, keys_BHCK, values_BHCK, bias_B11C)
         return out
+
+    def fold_gains(self) -> None:
+        """Make the norms' gains part of the projections behind them, in a layer that is not trained any more."""
+        self.level_norm.give_gain_to(self.level_attention.query_key_value)
+        self.parallel.fold_gains()

@@ -164,7 +164,9 @@ class LazyAr(nn.Module):
         if compute_type == torch.int8 and self.device.type != "cpu":
             raise ValueError(f"compute_type: torch.int8 on {self.device}: give torch.bfloat16, int8 is for the CPU")
         self._tabulate_tokens()
-        self._fold_gains()
+        for layer in (*self.trunk, *self.decoder):
+            layer.fold_gains()
+        self.context_processor.norm.give_gain_to(self.context_processor.keys_values)
         if compute_type != torch.float32:
             for name, module in self.named_children():
                 if name not in ("final_norm", "head", "ecpm_head"):
@@ -184,16 +186,6 @@ class LazyAr(nn.Module):
             self.fusing_embedding.table = nn.Embedding(len(of_tokens), of_tokens.shape[1], _weight=of_tokens)
             self.bos = nn.Parameter(self.fuse.of_tokens(self.bos))
         self.fuse = TabledFuse(self.fuse)
-
-    def _fold_gains(self) -> None:
-        for layer in (*self.trunk, *self.decoder):
-            if isinstance(layer, CausalLayer):
-                layer.level_norm.give_gain_to(layer.level_attention.query_key_value)
-            parallel = layer.parallel if isinstance(layer, CausalLayer) else layer
-            assert isinstance(parallel, ParallelLayer)
-            parallel.cross_norm.give_gain_to(parallel.cross_attention.query)
-            parallel.feed_forward_norm.give_gain_to(parallel.feed_forward.gate_and_input)
-        self.context_processor.norm.give_gain_to(self.context_processor.keys_values)
 
     # --- once per request ---------------------------------------------------------------------------------------------
 
