@@ -84,7 +84,7 @@ async def test_kserve_serves_both_sides_and_a_sigterm_drains(
     neighbours.channel.activate(publish(neighbours.store_url, "first", seed=1))
     port, rest_port = free_port(), free_port()
     # A batch waits for company long enough for the signal to come first.
-    async with process(neighbours, port, rest_port=rest_port, max_batch_size=64, max_batch_wait_us=700_000) as child:
+    async with process(neighbours, port, rest_port=rest_port, max_batch_size=64, max_batch_wait_us=600_000) as child:
         await serving(port)
         url = f"http://127.0.0.1:{rest_port}/v2/models/gr4ad"
         assert await asyncio.to_thread(http, f"{url}/ready") == (200, {"name": "gr4ad", "ready": True})
