@@ -6,8 +6,13 @@ and the guard then ends what it guards. Unlike a parent-death signal this works 
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 # $1 the process, $2 the signal that asks it to end, $3 seconds until it is killed, $4 a file that goes with it and
@@ -65,3 +70,22 @@ class ProcessGuard:
         """Stop guarding; call it once the process has ended."""
         self._shell.kill()
         self._shell.communicate()
+
+
+@contextmanager
+def guarded_process() -> Iterator[ProcessPoolExecutor]:
+    """Yield one new process that runs what is submitted.
+
+    It ends with the block, amid its work if that is left by an error or an interrupt, and with this process.
+    """
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        pid = process.submit(os.getpid).result()
+        guard = ProcessGuard(pid, stop_signal="TERM", grace_seconds=1)
+        try:
+            yield process
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+            raise
+        finally:
+            guard.release()

@@ -37,9 +37,10 @@ from gr4ad_tools.bench.serve.accounting import (
     relative_value,
 )
 from gr4ad_tools.bench.serve.churn import Churn
-from gr4ad_tools.bench.serve.client import Outcome, Target, client_process, closed_loop, open_loop
+from gr4ad_tools.bench.serve.client import Outcome, Target, closed_loop, open_loop
 from gr4ad_tools.bench.serve.session import background
 from gr4ad_tools.bench.serve.swaps import PolicySwaps, swaps_seen
+from gr4ad_tools.process_guard import guarded_process
 from typer.testing import CliRunner
 
 from tests.gr4ad_tools.bench.tiny_run import interrupted, run_tiny
@@ -133,7 +134,7 @@ def test_users_of_a_closed_loop_wait_for_answers() -> None:
 
 
 def test_an_interrupt_ends_a_load_under_way() -> None:
-    with slow_generator() as (_, target), pytest.raises(KeyboardInterrupt), client_process() as client:
+    with slow_generator() as (_, target), pytest.raises(KeyboardInterrupt), guarded_process() as client:
         pid = client.submit(os.getpid).result()
         load = client.submit(open_loop, target, "run", [0.0, 3600.0], 0)
         while not load.running():

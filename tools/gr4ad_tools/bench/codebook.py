@@ -5,9 +5,7 @@ from __future__ import annotations
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +24,7 @@ from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
+from gr4ad_tools.process_guard import guarded_process
 
 BATCH = 1000
 """Ads assigned at a time: the most that one call of BatchCreateAdSids takes."""
@@ -162,7 +161,7 @@ def _measured(catalogue: Catalogue, chosen: Sequence[str], out: Path) -> dict[st
             if tokeniser in state.results:
                 continue
             task = bar.add_task(f"{tokeniser}: fit and assign", total=1)
-            with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+            with guarded_process() as process:
                 state.done(tokeniser, process.submit(measure, tokeniser, catalogue).result())
             bar.update(task, completed=1)
     state.finish()

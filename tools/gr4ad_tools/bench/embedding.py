@@ -8,9 +8,7 @@ Shapes: M scored users, P of them whose last two ads differ, N of all seeds toge
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,6 +38,7 @@ from gr4ad_tools.codebook_report.quality import pair_recall
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
 from gr4ad_tools.measure import show_summary, write_summary
+from gr4ad_tools.process_guard import guarded_process
 
 CONTENT, HEAD = "content", "head"
 K = 10
@@ -164,7 +163,7 @@ def _measured(setting: Setting, seeds: int, out: Path) -> dict[tuple[str, int], 
                 if f"{arm}-{seed}" in state.results:
                     continue
                 task = bar.add_task(f"{arm}, seed {seed}", total=1)
-                with ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn")) as process:
+                with guarded_process() as process:
                     state.done(f"{arm}-{seed}", process.submit(measure, setting, arm, seed).result())
                 bar.update(task, completed=1)
     state.finish()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process
-from threading import Thread
 from time import perf_counter
 from typing import Final, TypeVar
 
@@ -20,6 +17,7 @@ from rich.progress import Progress
 from gr4ad_tools import figures
 from gr4ad_tools.bootstrap import CONFIDENCE, RESAMPLES
 from gr4ad_tools.figures import Figure
+from gr4ad_tools.process_guard import guarded_process
 
 Found = TypeVar("Found")
 Step = Callable[[int], object]
@@ -40,7 +38,7 @@ def apart(threads: int, measure: Callable[..., Found], *arguments: object) -> Fo
         measure: Of a module's top level, as are the arguments' types.
         arguments: Its own.
     """
-    with _spinning(), ProcessPoolExecutor(1, get_context("spawn")) as process:
+    with _spinning(), guarded_process() as process:
         return process.submit(_with_threads, threads or os.cpu_count() or 1, measure, *arguments).result()
 
 
@@ -58,17 +56,9 @@ def _spinning() -> Iterator[None]:
 
 
 def _with_threads(threads: int, measure: Callable[..., Found], *arguments: object) -> Found:
-    Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()
     torch.set_num_threads(threads)
     return measure(*arguments)
-
-
-def _end_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def in_turn(steps: Mapping[str, Step], rounds: int, bar: Progress, what: str) -> dict[str, list[float]]:

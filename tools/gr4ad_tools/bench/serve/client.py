@@ -8,16 +8,10 @@ which all processes of a machine share.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import multiprocessing
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -27,8 +21,6 @@ from google.rpc import error_details_pb2, status_pb2
 from gr4ad.generation.v1 import generation_pb2, generation_pb2_grpc
 from gr4ad.type.v1 import type_pb2
 from gr4ad_runtime.status_details import METADATA_KEY
-
-from gr4ad_tools.process_guard import ProcessGuard
 
 ANSWERED: Final = "OK"
 REFUSED: Final = "RESOURCE_EXHAUSTED"
@@ -129,22 +121,6 @@ class Outcome:
     def behind_s(self) -> float:
         """How far the client was behind its schedule."""
         return self.sent - self.scheduled
-
-
-@contextmanager
-def client_process() -> Iterator[ProcessPoolExecutor]:
-    """Yield the client's process; it ends with the block, amid a load if that is left by an error or an interrupt."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as client:
-        pid = client.submit(os.getpid).result()
-        guard = ProcessGuard(pid, stop_signal="TERM", grace_seconds=1)
-        try:
-            yield client
-        except BaseException:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM)
-            raise
-        finally:
-            guard.release()
 
 
 def open_loop(target: Questions, run: str, arrivals: Sequence[float], first_user: int) -> list[Outcome]:

@@ -17,13 +17,13 @@ from gr4ad_runtime.errors import Gr4adError
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from gr4ad_tools.bench.serve.client import client_process
 from gr4ad_tools.bench.serve.session import NoCapacityError
 from gr4ad_tools.bench.serve.stage import READY_S, SHAPES, Shape, Stage, parse_widths, running
 from gr4ad_tools.call_error import describe, leave
 from gr4ad_tools.codebook import parse_sizes
 from gr4ad_tools.demo.state import OutputFolderError, RunState
 from gr4ad_tools.figures import Figure
+from gr4ad_tools.process_guard import guarded_process
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -74,7 +74,7 @@ def measured_on(
     """
 
     async def run(tell: Tell) -> dict[str, Figure]:
-        with tempfile.TemporaryDirectory() as scratch, client_process() as client:
+        with tempfile.TemporaryDirectory() as scratch, guarded_process() as client:
             async with running(Path(scratch), shape, generators, tell) as stage:
                 return await measure(stage, client, state, tell)
 
