@@ -77,7 +77,7 @@ def test_a_process_computes_in_the_type_it_is_told(artifact_store_url: str) -> N
     for rounded_log_probs, rounded_ecpm in others:
         np.testing.assert_allclose(rounded_log_probs, log_probs, atol=0.02)
         assert (rounded_log_probs != log_probs).all()
-        # Which value is farthest off differs between processors; how far they are off together does not.
+        np.testing.assert_allclose(rounded_ecpm, ecpm, rtol=0.1)
         assert np.sqrt(np.square(rounded_ecpm / ecpm - 1).mean()) < 0.05
     assert (others[0][0] != others[1][0]).any()
 
