@@ -95,8 +95,8 @@ class Batcher(Generic[Q, R]):
 
         Raises:
             ResourceExhaustedError: The queue is full or too long for the request's time.
-            DeadlineExceededError: In the future: the deadline passed before the request's turn came, or could no longer
-                be met.
+            DeadlineExceededError: Its time does not suffice even without a queue; in the future, too: it passed before
+                the request's turn came, or does not suffice any more.
         """
         waiting: Waiting[Q, R] = Waiting(request, asyncio.get_running_loop().create_future())
         self._queue.offer(waiting, self._candidate_count(request), deadline, time.monotonic())
