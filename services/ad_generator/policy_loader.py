@@ -111,6 +111,13 @@ class PolicyLoader:
                 reason="this device does not multiply that type in hardware: calls take many times as long",
                 remedy="set GR4AD_COMPUTE_TYPE to float32, or let the generator run where the processor has them",
             )
+        if process.lacks_compiler:
+            log.warning(
+                "layers_not_compiled",
+                device=self._device,
+                reason="torch.compile finds no C compiler: layers run operation by operation, which takes longer",
+                remedy="install one (gcc and the C library's headers) beside torch, or name one in CC",
+            )
         return LoadedPolicy(ref, process)
 
     def _check(self, process: PolicyProcess, ref: type_pb2.PolicyRef) -> None:

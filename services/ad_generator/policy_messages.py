@@ -38,6 +38,8 @@ class Loaded:
     level_sizes: tuple[int, ...]
     in_hardware: bool
     """Whether the device multiplies numbers of the compute type in hardware."""
+    lacks_compiler: bool
+    """Whether layers run operation by operation on a GPU, since nothing there compiles them."""
 
 
 @dataclass(frozen=True)

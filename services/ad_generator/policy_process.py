@@ -77,6 +77,8 @@ class PolicyProcess:
         """Codebook size of every level."""
         self.in_hardware = loaded.in_hardware
         """Whether its device multiplies numbers of its compute type in hardware."""
+        self.lacks_compiler = loaded.lacks_compiler
+        """Whether its layers run operation by operation on a GPU, since nothing there compiles them."""
 
     @property
     def pid(self) -> int:

@@ -27,6 +27,7 @@ from gr4ad_core.decoding.beam_search import beam_search, expected_ecpm_of_beams
 from gr4ad_core.decoding.constraints import DeviceTrie, TorchTrie
 from gr4ad_core.decoding.memory import keep_freed_memory
 from gr4ad_core.learning.checkpoint import CheckpointError, load_checkpoint
+from gr4ad_core.model.compiled_layers import can_compile, stop_compiling
 from gr4ad_core.model.compute_type import in_hardware
 from gr4ad_core.model.context import collate_contexts
 from gr4ad_core.model.lazy_ar import LazyAr
@@ -137,6 +138,8 @@ def run(connection: Connection[Any, Any], folder: Path, settings: WorkerSettings
     loading.start()
     loading.join()
     for worker in workers:
+        if can_compile(worker.model.device):
+            stop_compiling()  # no request waits for what the tryout did not call for
         worker.answer()
 
 
@@ -154,8 +157,13 @@ def _load(connection: Connection[Any, Any], folder: Path, settings: WorkerSettin
         connection.send(Failed(f"{type(error).__name__}: {error}"))
         return None
     gc.freeze()  # modules and weights stay: searching them for garbage would hold up model calls
-    fast = in_hardware(compute_type, model.device)
-    connection.send(Loaded(manifest.policy_id, model.config.level_sizes, fast))
+    loaded = Loaded(
+        manifest.policy_id,
+        model.config.level_sizes,
+        in_hardware=in_hardware(compute_type, model.device),
+        lacks_compiler=model.device.type == "cuda" and not can_compile(model.device),
+    )
+    connection.send(loaded)
     return worker
 
 

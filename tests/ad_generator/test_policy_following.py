@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -263,6 +264,22 @@ def test_a_type_that_the_processor_only_emulates_is_warned_of(
     for warning in warnings:
         assert (warning["compute_type"], warning["log_level"]) == (compute_type, "warning")
         assert "GR4AD_COMPUTE_TYPE" in warning["remedy"]
+
+
+def test_layers_that_nothing_compiles_are_told(
+    artifact_store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = publish(artifact_store_url, "second", seed=2)
+    loaded = {"policy_id": "second", "level_sizes": (2, 2, 2), "in_hardware": True}
+    for lacks in (True, False):
+        process = SimpleNamespace(**loaded, lacks_compiler=lacks)
+        monkeypatch.setattr("ad_generator.policy_loader.PolicyProcess", lambda *_, process=process: process)
+        loader = PolicyLoader(ArtifactStore(artifact_store_url), tmp_path / "cache", "cuda", "bfloat16", 1, 3)
+        with capture_logs() as logs:
+            loader.load(policy)
+        warnings = [entry for entry in logs if entry["event"] == "layers_not_compiled"]
+        assert bool(warnings) is lacks
+        assert all("gcc" in entry["remedy"] and entry["log_level"] == "warning" for entry in warnings)
 
 
 async def test_a_policy_that_crashes_its_loader_is_refused(suite: Suite, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ class RmsNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale each vector to a mean square of one, then each entry by its gain."""
-        if torch.is_grad_enabled() or x.device.type != "cpu":
+        if not _op_by_op(x):
             normed: Tensor = super().forward(x)
             return normed
         scaled = scaled_to_one(x)
@@ -44,11 +44,16 @@ class RmsNorm(nn.RMSNorm):
 
 def scaled_to_one(x: Tensor) -> Tensor:
     """Scale each vector of the last dimension to a mean square of one."""
-    if torch.is_grad_enabled() or x.device.type != "cpu":
+    if not _op_by_op(x):
         return rms_norm(x, x.shape[-1:], eps=EPSILON)
     # The same in fewer operations and passes over x: torch has no kernel of its own for processors.
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return x / norm.hypot_(_least_norm(x.shape[-1], x.dtype)).mul_(x.shape[-1] ** -0.5)
+
+
+def _op_by_op(x: Tensor) -> bool:
+    """Tell whether each operation on x is a pass over memory, and none is needed for a gradient."""
+    return x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 @cache
@@ -219,8 +224,24 @@ class CausalLayer(nn.Module):
         `remember` takes the position's keys and values `[B, W, 2D]` and returns those of each beam's path so far,
         this position included: P tensors as `LevelAttention.read_path` takes them.
         """
-        q_BWD, kv_BWE = self.level_attention.project(self.level_norm(x_BWD))
-        x_BWD = self.level_attention.read_path(q_BWD, remember(kv_BWE), x_BWD)
+        q_BWD, kv_BWE = self.project(x_BWD)
+        return self.read(q_BWD, remember(kv_BWE), x_BWD, keys_BHCK, values_BHCK, bias_B11C)
+
+    def project(self, x_BWD: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the first part of `step`: what `LevelAttention.project` returns, of the states before the layer."""
+        return self.level_attention.project(self.level_norm(x_BWD))
+
+    def read(
+        self,
+        q_BWD: Tensor,
+        path: Sequence[Tensor],
+        x_BWD: Tensor,
+        keys_BHCK: Tensor,
+        values_BHCK: Tensor,
+        bias_B11C: Tensor,
+    ) -> Tensor:
+        """Do the rest of `step`: read the path, then the context."""
+        x_BWD = self.level_attention.read_path(q_BWD, path, x_BWD)
         out: Tensor = self.parallel(x_BWD, keys_BHCK, values_BHCK, bias_B11C)
         return out
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from gr4ad_core.model.compiled_layers import can_compile, compile_layers
 from gr4ad_core.model.config import COMPUTE_TYPES, LazyArConfig
 from gr4ad_core.model.context import ContextInputs
 from gr4ad_core.model.context_processor import ContextProcessor, SharedKeysValues, SidEmbedding
@@ -147,8 +148,8 @@ class LazyAr(nn.Module):
 
         Everything in front of the heads computes in the given type. States are float32 again before the final norm, and
         so are the heads: a token's probability is rounded by the layers alone, not once more by its own logit and the
-        sum over its level. On a processor, weights are laid out for its products (`PackedLinear`); the model cannot be
-        moved, saved or trained any more.
+        sum over its level. On a processor, weights are laid out for its products (`PackedLinear`); on a GPU, layers are
+        compiled as they are first called. The model cannot be moved, saved or trained any more.
 
         Args:
             compute_type: `torch.float32`, `torch.bfloat16`, or `torch.int8`, which is bfloat16 but for the linear
@@ -176,6 +177,8 @@ class LazyAr(nn.Module):
             round_linears(self.decoder)
         for part in (self.context_processor, self.trunk, self.fuse, self.decoder):
             pack_linears(part)
+        if can_compile(self.device):
+            compile_layers(self.trunk, self.decoder)  # type: ignore[arg-type]
         return self.eval()
 
     def _tabulate_tokens(self) -> None:
