@@ -1,4 +1,5 @@
-"""What every call passes through on the server: trace, access log, errors, validation — in this order, outside in.
+"""What every call passes through on the server: status, trace, access log, errors, validation — in this order, outside
+in.
 
 Each interceptor is one asynchronous context manager around a call, the same for unary and streaming methods. Methods
 that stream their answer are asynchronous generators. Health and reflection pass untouched.
@@ -11,6 +12,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -104,6 +106,29 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             yield request
 
 
+@dataclass(eq=False)
+class CallFailedError(Exception):
+    """How a call is to end."""
+
+    code: grpc.StatusCode
+    message: str
+    details: tuple[tuple[str, bytes], ...] = ()
+    """Trailing metadata."""
+
+
+class StatusInterceptor(CallInterceptor):
+    """Sends the status of a call that failed when span and line are written: they tell of it what they tell of an
+    answered call, how long it took and not how long the answer was on its way."""
+
+    @asynccontextmanager
+    async def around(self, method: str, context: ServicerContext) -> AsyncIterator[None]:
+        """Enclose a call that ends as a `CallFailedError` says."""
+        try:
+            yield
+        except CallFailedError as failed:
+            await context.abort(failed.code, failed.message, failed.details)
+
+
 class TraceInterceptor(CallInterceptor):
     """Opens a server span under the caller's trace."""
 
@@ -180,7 +205,7 @@ class ErrorInterceptor(CallInterceptor):
 
     @asynccontextmanager
     async def around(self, method: str, context: ServicerContext) -> AsyncIterator[None]:
-        """Enclose a call and end it with a status where it raises."""
+        """Enclose a call and tell by a `CallFailedError` how it is to end where it raises."""
         try:
             yield
         except (grpc.aio.AbortError, asyncio.CancelledError):
@@ -190,14 +215,16 @@ class ErrorInterceptor(CallInterceptor):
                 structlog.contextvars.bind_contextvars(error_field=error.field)
             if error.code in SERVER_FAULTS:
                 _log.error("call failed", method=method[1:], error=error.message)
-            await context.abort(error.code, error.message, status_details(error))
+            raise CallFailedError(error.code, error.message, status_details(error)) from error
         except grpc.aio.AioRpcError as error:
             code = error.code() if error.code() in PASSED_ON else grpc.StatusCode.INTERNAL
             _log.error("call to another service failed", method=method[1:], error=str(error.details()))
-            await context.abort(code, f"a call to another service failed: {error.code().name}: {error.details()}")
-        except Exception:
+            message = f"a call to another service failed: {error.code().name}: {error.details()}"
+            raise CallFailedError(code, message) from error
+        except Exception as error:
             _log.exception("call crashed", method=method[1:])
-            await context.abort(grpc.StatusCode.INTERNAL, f"internal error; the log has it under {_trace_name()}")
+            message = f"internal error; the log has it under {_trace_name()}"
+            raise CallFailedError(grpc.StatusCode.INTERNAL, message) from error
 
 
 class ValidationInterceptor(CallInterceptor):
@@ -214,7 +241,8 @@ class ValidationInterceptor(CallInterceptor):
 
 def server_interceptors(*inner: grpc.aio.ServerInterceptor) -> Sequence[grpc.aio.ServerInterceptor]:
     """Return the interceptors of a server, the outermost first; `inner` ones come last."""
-    return [TraceInterceptor(), AccessLogInterceptor(), ErrorInterceptor(), ValidationInterceptor(), *inner]
+    own = [StatusInterceptor(), TraceInterceptor(), AccessLogInterceptor(), ErrorInterceptor(), ValidationInterceptor()]
+    return [*own, *inner]
 
 
 def behaviour_of(handler: Handler) -> Callable[..., Any]:
@@ -244,6 +272,8 @@ def with_behaviour(handler: Handler, behaviour: Callable[..., Any]) -> Handler:
 
 def status_of(context: ServicerContext, error: BaseException | None = None) -> grpc.StatusCode:
     """Return the status a call ends with."""
+    if isinstance(error, CallFailedError):
+        return error.code
     stated = context.code()
     code = stated if isinstance(stated, grpc.StatusCode) else _CODES.get(stated or 0, grpc.StatusCode.UNKNOWN)
     if error is None or code is not grpc.StatusCode.OK:
