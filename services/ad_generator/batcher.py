@@ -47,8 +47,8 @@ class BatchRecord:
 class Waiting(Generic[Q, R]):
     """A request in the queue."""
 
-    request: Q
     future: asyncio.Future[Batched[R]]
+    request: Q = field(init=False)
     enqueued_ns: int = field(default_factory=time.time_ns)
 
 
@@ -60,7 +60,6 @@ class Batcher(Generic[Q, R]):
         compute: Callable[[Sequence[Q], BatchPlan], Sequence[R]],
         executor: Executor,
         queue: RequestQueue[Waiting[Q, R]],
-        candidate_count: Callable[[Q], int],
         on_batch: Callable[[BatchRecord], None] = lambda record: None,
     ) -> None:
         """Make a batcher; `run` must be running for requests to be answered.
@@ -70,13 +69,11 @@ class Batcher(Generic[Q, R]):
                 a time.
             executor: Where `compute` runs, so that the event loop stays free.
             queue: Decides what runs, when, and at which widths.
-            candidate_count: Candidates that a request wants.
             on_batch: Told of every batch.
         """
         self._compute = compute
         self._executor = executor
         self._queue = queue
-        self._candidate_count = candidate_count
         self._on_batch = on_batch
         self._arrived = asyncio.Event()
         self._answering: set[asyncio.Task[None]] = set()
@@ -86,11 +83,12 @@ class Batcher(Generic[Q, R]):
         """Requests in the queue."""
         return len(self._queue)
 
-    def submit(self, request: Q, deadline: float) -> asyncio.Future[Batched[R]]:
+    def submit(self, request: Callable[[], Q], candidate_count: int, deadline: float) -> asyncio.Future[Batched[R]]:
         """Queue a request, or refuse it at once, and return its result to come; cancelled, it leaves the queue.
 
         Args:
-            request: What to compute.
+            request: Makes what to compute; not called for a request that is refused, which should cost little.
+            candidate_count: Candidates that it wants.
             deadline: When the answer is worth nothing any more, on `time.monotonic`'s clock.
 
         Raises:
@@ -98,8 +96,13 @@ class Batcher(Generic[Q, R]):
             DeadlineExceededError: Its time does not suffice even without a queue; in the future, too: it passed before
                 the request's turn came, or does not suffice any more.
         """
-        waiting: Waiting[Q, R] = Waiting(request, asyncio.get_running_loop().create_future())
-        self._queue.offer(waiting, self._candidate_count(request), deadline, time.monotonic())
+        waiting: Waiting[Q, R] = Waiting(asyncio.get_running_loop().create_future())
+        self._queue.offer(waiting, candidate_count, deadline, time.monotonic())
+        try:
+            waiting.request = request()
+        except BaseException:
+            waiting.future.cancel()  # so it leaves the queue
+            raise
         self._arrived.set()
         return waiting.future
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Set
 from typing import Final
@@ -110,7 +111,7 @@ class Generation:
     ) -> tuple[Response, Batched[Generated] | None]:
         """Return the answer, and how it was computed where it was computed for this request."""
         if self.cache is None:
-            batched = await self._batcher.submit(query_of(request), deadline)
+            batched = await self._submit(request, deadline)
             return self._response(batched.result, Response.ORIGIN_COMPUTED), batched
         state = self._engine.state
         assert state is not None
@@ -121,9 +122,7 @@ class Generation:
         began = self.cache.moment(state.policy, state.mirror.table)
         # Who asks after a swap shares nothing with those before it.
         question = (key, state.policy.ref.policy_id, state.policy.ref.sha256)
-        batched, shared = await self.computations.result(
-            question, deadline, lambda: self._batcher.submit(query_of(request), deadline)
-        )
+        batched, shared = await self.computations.result(question, deadline, lambda: self._submit(request, deadline))
         found = batched.result
         if shared:
             return self._response(found, Response.ORIGIN_SHARED), None
@@ -132,6 +131,11 @@ class Generation:
         if whole and found.policy is began.policy and found.table is began.table:
             self.cache.keep(key, began, response, found.slots, request.candidate_count)
         return response, batched
+
+    def _submit(
+        self, request: generation_pb2.GenerateAdsRequest, deadline: float
+    ) -> asyncio.Future[Batched[Generated]]:
+        return self._batcher.submit(lambda: query_of(request), request.candidate_count, deadline)
 
     def _response(self, generated: Generated, origin: Response.Origin.ValueType) -> Response:
         response = response_of(generated, self._shown(generated))

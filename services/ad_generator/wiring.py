@@ -81,9 +81,7 @@ def build_generator(
         settings.beam_widths, limits, settings.queue_limit, metrics.record_refusal
     )
     metrics.watch(queue)
-    batcher = Batcher[Query, Generated](
-        engine.compute, inference, queue, lambda query: query.candidate_count, metrics.record_batch
-    )
+    batcher = Batcher[Query, Generated](engine.compute, inference, queue, metrics.record_batch)
     sender = ListSender(reward_pb2_grpc.RewardServiceStub(reward_channel), settings.list_queue_limit)
     cache = (
         ResultCache(settings.result_cache_seconds, settings.result_cache_entries, settings.result_cache_mb << 20)

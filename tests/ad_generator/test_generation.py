@@ -222,7 +222,7 @@ async def test_an_answer_from_a_replaced_catalogue_is_checked_against_the_new_on
     found = Generated(policy, old, [0, 1, 2], [[0], [1], [2]], [-1.0, -2.0, -3.0], [3, 2, 1], plan, stages, 0)
     offered: list[Served] = []
 
-    async def submit(query: object, deadline: float) -> Batched[Generated]:
+    async def submit(query: object, candidate_count: int, deadline: float) -> Batched[Generated]:
         return Batched(found, 0, 0, 0, batch_size=1)
 
     generation = Generation(

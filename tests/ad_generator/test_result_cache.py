@@ -98,11 +98,11 @@ class Market:
         asked.user_context.features["user"] = user  # what the model of this market sees of a user
         return await self.generation.generate(asked, Arrival(time.monotonic()))
 
-    async def _submit(self, query: Query, deadline: float) -> Batched[Generated]:
+    async def _submit(self, request: Callable[[], Query], candidate_count: int, deadline: float) -> Batched[Generated]:
         self.calls += 1
         state = self._engine.state
         world = self.history.worlds[-1]
-        found = world.answer(query.features["user"], query.candidate_count)
+        found = world.answer(request().features["user"], candidate_count)
         if self.hold is not None:
             try:
                 async with asyncio.timeout(deadline - time.monotonic()):

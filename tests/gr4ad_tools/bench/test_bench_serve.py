@@ -171,6 +171,7 @@ def test_accounts_for_every_request() -> None:
     found = Load(outcomes, 2.0, 0.1).figures("at_50")
     assert found["answered_share_at_50"].value == 6 / 12
     assert found["refused_share_at_50"].value == 1 / 12
+    assert found["client_refused_ms_p99_at_50"].n == 1
     assert found["in_budget_rps_at_50"].value == 3.0
     assert found["offered_rps_at_50"].value == 6.0
     assert found["p99_ms_at_50"].value == pytest.approx(200.0)

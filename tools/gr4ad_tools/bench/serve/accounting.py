@@ -69,6 +69,7 @@ class Load:
             "refused_share": sum(outcome.code == REFUSED for outcome in self.outcomes),
         }
         latencies_ms = [1e3 * outcome.latency_s for outcome in self.answered]
+        refused_ms = [1e3 * (each.received - each.sent) for each in self.outcomes if each.code == REFUSED]
         behind_ms = [1e3 * outcome.behind_s for outcome in self.outcomes]
         return {
             f"offered_rps_{at}": Figure(asked / self.seconds, "1/s", asked),
@@ -77,6 +78,7 @@ class Load:
             f"p99_ms_{at}": figures.percentile(latencies_ms, 99, "ms"),
             **{f"{name}_{at}": Figure(count / max(1, asked), "", asked) for name, count in shares.items()},
             f"scale_{at}": figures.mean([outcome.scale for outcome in self.answered]),
+            f"client_refused_ms_p99_{at}": figures.percentile(refused_ms, 99, "ms"),
             f"client_behind_ms_p99_{at}": figures.percentile(behind_ms, 99, "ms"),
         }
 
